@@ -1,0 +1,39 @@
+"""Make a pretrained diffusion model obey constraints: by fine-tuning it, or by optimising the noise that it starts from."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from constrained_diffusion.objectives import Constraint, Reward, available, get, register
+
+if TYPE_CHECKING:
+    from constrained_diffusion.constraints.classification import ClassProbability
+    from constrained_diffusion.denoisers.adapter import Denoiser
+    from constrained_diffusion.denoisers.loading import PretrainedDenoiser
+    from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
+
+_LAZY = {
+    "ClassProbability": "constraints.classification",
+    "ConstrainedDiffusion": "fine_tuning.module",
+    "Denoiser": "denoisers.adapter",
+    "PretrainedDenoiser": "denoisers.loading",
+}
+
+__all__ = [
+    "ClassProbability",
+    "ConstrainedDiffusion",
+    "Constraint",
+    "Denoiser",
+    "PretrainedDenoiser",
+    "Reward",
+    "available",
+    "get",
+    "register",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'constrained_diffusion' has no attribute '{name}'")
+    return getattr(import_module(f"constrained_diffusion.{_LAZY[name]}"), name)

@@ -1,0 +1,26 @@
+"""The weights of a finished fit, in the field's own format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+
+
+class Export(Callback):
+    """Calls `module.export(<run>/export)` at the end of a fit, with the best feasible weights where there are some.
+
+    Args:
+        folder: name of the folder inside the run.
+    """
+
+    def __init__(self, folder: str = "export") -> None:
+        self.folder = folder
+
+    def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
+        folder = Path(trainer.default_root_dir) / self.folder
+        if trainer.is_global_zero and not folder.exists():
+            pl_module.export(folder)
+            rank_zero_info(f"the weights lie in {folder}")

@@ -1,0 +1,45 @@
+"""What `predict` writes: every sample as a picture, and all of them as one tensor file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from safetensors.torch import save_file
+
+
+class SampleWriter(Callback):
+    """Writes `<run>/samples/seed-000000.png` for image samples and `samples-rank0.safetensors` for samples of any kind.
+
+    The tensor file holds `samples` `(N, *shape)` in the data's units and `seeds` `(N,)`.
+    """
+
+    def __init__(self) -> None:
+        self._samples: list[torch.Tensor] = []
+        self._seeds: list[torch.Tensor] = []
+
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._samples.append(outputs.float().cpu())
+        self._seeds.append(batch.cpu())
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        folder = Path(trainer.default_root_dir) / "samples"
+        folder.mkdir(parents=True, exist_ok=True)
+        samples, seeds = torch.cat(self._samples), torch.cat(self._seeds)
+        save_file({"samples": samples, "seeds": seeds}, folder / f"samples-rank{trainer.global_rank}.safetensors")
+        if samples.ndim == 4 and samples.shape[1] in (1, 3):
+            for sample, seed in zip(samples, seeds.tolist(), strict=True):
+                _save(sample, folder / f"seed-{seed:06d}.png")
+        rank_zero_info(f"{len(samples)} samples lie in {folder}")
+
+
+def _save(image: torch.Tensor, path: Path) -> None:
+    from PIL import Image
+
+    pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)
+    Image.fromarray(pixels.squeeze(-1).numpy()).save(path)

@@ -1,0 +1,112 @@
+"""How a fit ended: feasible, infeasible at budget, or diverged, and what it cost."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+
+
+class DivergedError(RuntimeError):
+    """The loss is no longer a number."""
+
+
+class FitStatus(Callback):
+    """Ends a fit with one sentence, written to `status.json` in the run's folder too.
+
+    Feasible: some validation found the upper 95 % bound of the share of EMA samples with g > tolerance at or below
+    `module.max_violation_rate`; of these the one with the lowest held-out diffusion loss is reported (`best_feasible`).
+    A loss that is NaN or infinite ends the fit as diverged and leaves the checkpoints as they were.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0  #: of earlier parts of a resumed fit
+        self.first: dict[str, float] = {}
+        self.best: dict[str, float] = {}
+        self.last: dict[str, float] = {}
+        self._started = time.monotonic()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._started = time.monotonic()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        # Reading a value makes a GPU wait, so there only as often as is logged.
+        if trainer.strategy.root_device.type != "cpu" and batch_idx % trainer.log_every_n_steps:
+            return
+        loss = outputs["loss"]
+        if not bool(torch.isfinite(loss).all()):
+            terms = {k: float(v) for k, v in trainer.callback_metrics.items() if not torch.isfinite(v).all()}
+            _write(trainer, {"status": "diverged", "step": trainer.global_step, "seconds": self._elapsed()})
+            raise DivergedError(
+                f"diverged: the loss is {float(loss)} at step {trainer.global_step} (not finite: {', '.join(terms) or 'loss'}); "
+                "lower the learning rate or clip gradients (trainer.gradient_clip_val); the last checkpoint is untouched."
+            )
+
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+        if trainer.sanity_checking:
+            return
+        self.last = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+        self.last["step"] = trainer.global_step
+        self.first = self.first or self.last
+        upper = self.last.get("val/own_violation_upper_95")
+        if upper is not None and upper <= pl_module.max_violation_rate:
+            loss = "val/diffusion_loss"
+            if not self.best or self.last.get(loss, 0.0) < self.best.get(loss, 0.0):
+                self.best = self.last
+
+    def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
+        if not getattr(pl_module, "constraint_names", []):
+            return
+        status = "feasible" if self.best else "infeasible"
+        values = self.best or self.last
+        cost = describe(values)
+        _write(trainer, {"status": status, "seconds": self._elapsed(), "cost": cost, "values": values})
+        rank_zero_info(sentence(status, values, pl_module.max_violation_rate, trainer.global_step, self._elapsed()))
+
+    def _elapsed(self) -> float:
+        return self.seconds + time.monotonic() - self._started
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self._elapsed(), "first": self.first, "best": self.best, "last": self.last}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seconds, self.first = state_dict["seconds"], state_dict["first"]
+        self.best, self.last = state_dict["best"], state_dict["last"]
+
+
+def sentence(status: str, values: dict[str, float], allowed: float, steps: int, seconds: float) -> str:
+    """Return the one sentence that a fit ends with."""
+    if "val/own_violation_upper_95" not in values:
+        return f"{status} after {steps} steps and {seconds:.0f} s: no validation drew samples; set data.val_samples."
+    rate, upper = values["val/own_violation_rate"], values["val/own_violation_upper_95"]
+    how = "at most" if status == "feasible" else "above"
+    where = f"at step {values['step']:.0f} of {steps}" if status == "feasible" else f"after all {steps} steps"
+    return (
+        f"{status}: {where}, {rate:.2%} of the EMA samples violate (upper 95 % bound {upper:.2%}, {how} the allowed "
+        f"{allowed:.2%}); {seconds:.0f} s; cost: {describe(values)}."
+    )
+
+
+def describe(values: dict[str, float]) -> str:
+    """Return what is known of the rest of the distribution, in words.
+
+    >>> describe({"val/diffusion_loss": 0.031, "val/fid": 7.25})
+    'held-out loss 0.0310, FID 7.25'
+    """
+    words = {
+        "val/diffusion_loss": "held-out loss {:.4f}",
+        "val/total_variation": "total variation of the rest {:.3f}",
+        "val/non_digit_rate": "non-digits {:.1%}",
+        "val/fid": "FID {:.2f}",
+    }
+    return ", ".join(text.format(values[key]) for key, text in words.items() if key in values) or "not measured"
+
+
+def _write(trainer: Trainer, status: dict[str, Any]) -> None:
+    if trainer.is_global_zero:
+        (Path(trainer.default_root_dir) / "status.json").write_text(json.dumps(status, indent=2))

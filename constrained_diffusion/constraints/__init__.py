@@ -1,0 +1,6 @@
+"""Constraints, one file per domain."""
+
+from constrained_diffusion.constraints.classification import ClassProbability
+from constrained_diffusion.constraints.classifiers import DigitCNN, DigitResNet, PretrainedClassifier
+
+__all__ = ["ClassProbability", "DigitCNN", "DigitResNet", "PretrainedClassifier"]

@@ -1,0 +1,114 @@
+"""The fine-tuning set drawn from the pretrained model itself, so that no training data is needed (P section 3)."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import track
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from constrained_diffusion.datamodules.base import DiffusionDataModule, TensorRows
+from constrained_diffusion.denoisers.export import weights_sha256
+from constrained_diffusion.randomness import mix
+from constrained_diffusion.sampling import Sampler
+
+FIRST_SEED = 1_000_000  # evaluation uses seeds 0, 1, ..; the training set must not hold the same samples
+
+
+def default_cache() -> Path:
+    """Return the folder for what can be made again: CONSTRAINED_DIFFUSION_CACHE, or ~/.cache/constrained_diffusion."""
+    return Path(os.environ.get("CONSTRAINED_DIFFUSION_CACHE", Path.home() / ".cache" / "constrained_diffusion"))
+
+
+class GeneratedDataModule(DiffusionDataModule):
+    """Samples of the model that is being fine-tuned, drawn once before the fit and cached.
+
+    The cache's key holds the weights' hash, the sampler, the seeds, the precision and the count, so that another model or
+    setting never meets old samples. The module of the fit must offer `denoiser`, `sample(seeds, weights, sampler)` and
+    `feasible(clean)`, as `ConstrainedDiffusion` does.
+
+    Args:
+        samples: size of the training set.
+        held_out: samples beside it, for the held-out loss.
+        sampler: how they are drawn.
+        only_feasible: keep only samples that satisfy every constraint (the set shrinks accordingly).
+        first_seed: seed of the first sample.
+        cache_dir: where to keep them; see `default_cache`.
+        kwargs: see `DiffusionDataModule`.
+
+    Raises:
+        ValueError: fewer than one sample is asked for.
+    """
+
+    def __init__(
+        self,
+        samples: int = 512,
+        held_out: int = 128,
+        sampler: Sampler = Sampler(steps=25),  # noqa: B008  (frozen)
+        only_feasible: bool = False,
+        first_seed: int = FIRST_SEED,
+        cache_dir: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if samples < 1 or held_out < 1:
+            raise ValueError(f"expected at least one sample and one held-out sample, got {samples} and {held_out}.")
+        self.samples, self.held_out, self.sampler_settings = samples, held_out, sampler
+        self.only_feasible, self.first_seed = only_feasible, first_seed
+        self.cache_dir = Path(cache_dir) if cache_dir else default_cache()
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one clean sample: the model's own."""
+        return tuple(self._module.denoiser.sample_shape)
+
+    @property
+    def _module(self) -> Any:
+        if self.trainer is None:
+            raise RuntimeError("GeneratedDataModule draws from the module of a fit; pass it to Trainer.fit.")
+        return self.trainer.lightning_module
+
+    def cache_file(self) -> Path:
+        """Return where the samples of this model and these settings lie."""
+        assert self.trainer is not None
+        settings = (asdict(self.sampler_settings), self.first_seed, self.samples + self.held_out, str(self.trainer.precision))
+        key = mix(*weights_sha256(self._module.denoiser.network).encode(), *repr(settings).encode())
+        return self.cache_dir / "generated" / f"{key:016x}.safetensors"
+
+    def setup(self, stage: str) -> None:
+        if stage not in ("fit", "validate") or self._data is not None:
+            return
+        trainer, path = self.trainer, self.cache_file()
+        assert trainer is not None
+        if trainer.is_global_zero and not path.is_file():
+            _write(path, self._draw())
+        trainer.strategy.barrier("generated samples")
+        clean = load_file(path)["clean"]
+        train, held_out = clean[: self.samples], clean[self.samples :]
+        module = self._module
+        feasible = module.feasible(train.to(module.device)).bool().cpu()
+        self._data = TensorRows(train[feasible] if self.only_feasible else train), TensorRows(held_out)
+
+    def build(self) -> tuple[TensorRows, TensorRows]:
+        self.setup("fit")
+        assert self._data is not None
+        return self._data
+
+    def _draw(self) -> Tensor:
+        module, count = self._module, self.samples + self.held_out
+        module.to(self.trainer.strategy.root_device)  # type: ignore[union-attr]
+        batches = torch.arange(self.first_seed, self.first_seed + count).split(self.eval_batch_size)
+        drawn = track(batches, description=f"Drawing {count} samples from the pretrained model")
+        return torch.cat([module.sample(b.tolist(), "raw", self.sampler_settings).float().cpu() for b in drawn])
+
+
+def _write(path: Path, clean: Tensor) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(f".{os.getpid()}")
+    save_file({"clean": clean.contiguous()}, unfinished)
+    unfinished.replace(path)  # atomic: a killed run leaves no half-written cache

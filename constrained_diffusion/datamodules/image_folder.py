@@ -1,0 +1,57 @@
+"""A user's own images: every picture in a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from constrained_diffusion.datamodules.base import DiffusionDataModule, TensorRows
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+
+
+class ImageFolderDataModule(DiffusionDataModule):
+    """All pictures below a folder, in alphabetical order, resized and cropped to a square, `(C, size, size)` in [0, 1].
+
+    Args:
+        folder: where the pictures lie; subfolders count.
+        size: edge length in pixels.
+        channels: 1 (grey) or 3 (colour).
+        held_out: share of the pictures, in (0, 1), kept for the held-out loss: every (1 / held_out)-th one.
+        kwargs: see `DiffusionDataModule`.
+
+    Raises:
+        FileNotFoundError: the folder does not exist or holds no pictures.
+        ValueError: channels or held_out are out of range, or a picture cannot be read (named).
+    """
+
+    def __init__(self, folder: str, size: int, channels: int = 3, held_out: float = 0.1, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if channels not in (1, 3) or not 0 < held_out < 1:
+            raise ValueError(f"expected channels 1 or 3 and held_out in (0, 1), got {channels} and {held_out}.")
+        self.folder, self.size, self.channels, self.held_out = Path(folder), size, channels, held_out
+
+    def build(self) -> tuple[TensorRows, TensorRows]:
+        paths = sorted(p for p in self.folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+        if len(paths) < 2:
+            raise FileNotFoundError(
+                f"expected at least two pictures ({', '.join(sorted(SUFFIXES))}) below '{self.folder}', found {len(paths)}."
+            )
+        images = torch.stack([self._read(path) for path in paths])
+        held_out = torch.arange(len(images)) % round(1 / self.held_out) == 0
+        return TensorRows(images[~held_out]), TensorRows(images[held_out])
+
+    def _read(self, path: Path) -> Tensor:
+        from PIL import Image, ImageOps, UnidentifiedImageError
+
+        try:
+            with Image.open(path) as image:
+                square = ImageOps.fit(image.convert("L" if self.channels == 1 else "RGB"), (self.size, self.size))
+        except (UnidentifiedImageError, OSError) as error:
+            raise ValueError(f"'{path}' is not a picture that Pillow can read ({error}); mend it or take it out.") from error
+        pixels = torch.from_numpy(np.array(square)).reshape(self.size, self.size, self.channels)
+        return pixels.permute(2, 0, 1)

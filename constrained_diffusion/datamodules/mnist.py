@@ -1,0 +1,67 @@
+"""MNIST through torchvision."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from constrained_diffusion.datamodules.base import DiffusionDataModule, TensorRows
+
+
+class MNISTDataModule(DiffusionDataModule):
+    """The 60,000 training and 10,000 test digits, `(1, 28, 28)` in [0, 1], with their labels as condition.
+
+    Args:
+        data_dir: the folder that holds (or shall hold) `MNIST/raw`; the environment variable CONSTRAINED_DIFFUSION_DATA
+            when not given, else `data`.
+        download: fetch the files from torchvision's mirrors where they are missing.
+        image_size: 28, or larger to pad with black (32 for networks with five downsamplings).
+        with_labels: keep the labels in `Batch.condition`, for classifiers; denoisers here are unconditional.
+        held_out: number of test digits used for the held-out loss.
+        kwargs: see `DiffusionDataModule`.
+
+    Raises:
+        FileNotFoundError: the files are not there and download is off, or the download failed, or a file is damaged.
+        ImportError: torchvision is not installed.
+        ValueError: the image size is below 28 or odd.
+    """
+
+    def __init__(
+        self,
+        data_dir: str | None = None,
+        download: bool = False,
+        image_size: int = 28,
+        with_labels: bool = False,
+        held_out: int = 1024,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if image_size < 28 or image_size % 2:
+            raise ValueError(f"image_size must be an even number >= 28, got {image_size}.")
+        self.data_dir = data_dir or os.environ.get("CONSTRAINED_DIFFUSION_DATA", "data")
+        self.download, self.image_size, self.with_labels, self.held_out = download, image_size, with_labels, held_out
+
+    def prepare_data(self) -> None:
+        self._digits(train=True)
+
+    def build(self) -> tuple[TensorRows, TensorRows]:
+        return self._digits(train=True), self._digits(train=False, count=self.held_out)
+
+    def _digits(self, train: bool, count: int | None = None) -> TensorRows:
+        try:
+            from torchvision.datasets import MNIST
+        except ImportError as error:
+            raise ImportError('MNIST needs torchvision: pip install "constrained-diffusion[image]"') from error
+        try:
+            digits = MNIST(self.data_dir, train=train, download=self.download)
+        except (RuntimeError, OSError, ValueError, AssertionError) as error:  # torchvision's for absent and cut files
+            raise FileNotFoundError(
+                f"MNIST was not found whole under '{self.data_dir}' (expected MNIST/raw/*-ubyte there): set data_dir, "
+                "or the environment variable CONSTRAINED_DIFFUSION_DATA, to the folder that holds MNIST/, or set "
+                f"download: true on a machine with network ({type(error).__name__}: {error})."
+            ) from error
+        pad = (self.image_size - 28) // 2
+        images = torch.nn.functional.pad(digits.data[:count, None], (pad, pad, pad, pad))
+        return TensorRows(images, digits.targets[:count] if self.with_labels else None)

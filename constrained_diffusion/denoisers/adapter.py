@@ -1,0 +1,98 @@
+"""One adapter that makes any pretrained network a noise predictor with a schedule and units."""
+
+from __future__ import annotations
+
+import inspect
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from constrained_diffusion.diffusion import NoiseSchedule, Normalizer
+
+
+class Prediction(NamedTuple):
+    """What one call of a denoiser says about `noisy`; every tensor has its shape."""
+
+    output: Tensor  #: the network's raw output, in its own prediction type
+    noise: Tensor  #: epsilon_theta(x_t, t)
+    clean: Tensor  #: x-hat(x_t, t), in network units, clamped to the data range with a straight-through gradient
+
+
+class Denoiser(nn.Module):
+    """A network, its noise schedule and its normaliser.
+
+    Args:
+        network: any module called as `network(x_t, t)` or, with conditioning, as `network(x_t, t, condition)`
+            (diffusers' `encoder_hidden_states` or `class_labels` are found by name), returning a tensor or an object
+            with `.sample`.
+        noise_schedule: alpha-bar and the prediction type.
+        normalizer: from the data's units to the network's; by default images in [0, 1] to [-1, 1].
+        sample_shape: shape of one sample without batch; read from a diffusers network's config when not given.
+
+    Raises:
+        ValueError: the sample shape is neither given nor in the network's config.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        noise_schedule: NoiseSchedule,
+        normalizer: Normalizer | None = None,
+        sample_shape: tuple[int, ...] | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.noise_schedule = noise_schedule
+        self.normalizer = normalizer or Normalizer(mean=0.5, std=0.5, low=0.0, high=1.0)
+        self.sample_shape = tuple(sample_shape or _shape_from_config(network))
+        parameters = inspect.signature(network.forward).parameters
+        self._condition_name = next((n for n in ("encoder_hidden_states", "class_labels") if n in parameters), None)
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Return the network's raw output for `noisy` `(B, *shape)` at `timesteps` `(B,)` or `(B, L)`."""
+        return self.call(self.network, noisy, timesteps, condition)
+
+    def call(self, network: nn.Module, noisy: Tensor, timesteps: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Return the output of `network`, a module of the same kind as ours: its EMA, or a frozen copy."""
+        if condition is None:
+            result = network(noisy, timesteps)
+        elif self._condition_name:
+            result = network(noisy, timesteps, **{self._condition_name: condition})
+        else:
+            result = network(noisy, timesteps, condition)
+        output: Tensor = result if isinstance(result, Tensor) else result.sample
+        return output.to(noisy.dtype)  # under autocast the network may answer in half precision
+
+    def predict(
+        self, noisy: Tensor, timesteps: Tensor, condition: Tensor | None = None, network: nn.Module | None = None
+    ) -> Prediction:
+        """Return output, noise and clean sample for `noisy`, by our own network or by `network`."""
+        output = self.call(self.network if network is None else network, noisy, timesteps, condition)
+        return self.interpret(output, noisy, timesteps)
+
+    def interpret(self, output: Tensor, noisy: Tensor, timesteps: Tensor) -> Prediction:
+        """Read a raw output as a noise and a clean sample."""
+        schedule = self.noise_schedule
+        clean = self.normalizer.clamp(schedule.to_clean(output, noisy, timesteps))
+        return Prediction(output, schedule.to_noise(output, noisy, timesteps), clean)
+
+    @torch.no_grad()
+    def check_data(self, shape: tuple[int, ...]) -> None:
+        """Raise ValueError if samples of `shape` (without batch) do not fit the network."""
+        if tuple(shape) != self.sample_shape:
+            raise ValueError(
+                f"the denoiser expects samples of shape {self.sample_shape} (channels, height, width), but the data "
+                f"has {tuple(shape)}; resize the data, or choose a model that was trained on data of that shape."
+            )
+
+
+def _shape_from_config(network: nn.Module) -> tuple[int, ...]:
+    config = getattr(network, "config", None)
+    if config is None or "in_channels" not in config or not config.get("sample_size"):
+        raise ValueError(
+            f"sample_shape must be given for a {type(network).__name__}: the shape of one sample without batch, "
+            "for example (1, 28, 28)."
+        )
+    size = config["sample_size"]
+    return (config["in_channels"], *((size, size) if isinstance(size, int) else size))

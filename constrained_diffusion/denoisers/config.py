@@ -1,0 +1,111 @@
+"""The config of a denoiser: everything but its weights, in plain JSON types, and back."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from typing import Any, NamedTuple, cast
+
+from torch import nn
+
+from constrained_diffusion.denoisers.adapter import Denoiser
+from constrained_diffusion.denoisers.schedule import DiffusersSchedule
+from constrained_diffusion.diffusion import NoiseSchedule, Normalizer
+
+
+class Parts(NamedTuple):
+    """What a `Denoiser` is made of, in the order of its arguments; None where the source does not say."""
+
+    network: nn.Module
+    noise_schedule: NoiseSchedule
+    normalizer: Normalizer | None = None
+    sample_shape: tuple[int, ...] | None = None
+
+
+def denoiser_config(denoiser: Denoiser) -> dict[str, Any]:
+    """Return what `build` needs to make `denoiser` again, without its weights; plain JSON types only.
+
+    The network's config is None where its class is not one of diffusers'.
+    """
+    config = {
+        "network": network_config(denoiser.network),
+        "noise_schedule": schedule_config(denoiser.noise_schedule),
+        "normalizer": denoiser.normalizer.settings,
+        "sample_shape": denoiser.sample_shape,
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(config, default=lambda value: value.tolist()))
+    return plain
+
+
+def network_config(network: nn.Module) -> dict[str, Any]:
+    """Return the class and, where it is one of diffusers', the config of `network`."""
+    config: dict[str, Any] | None = None
+    if is_diffusers(network):
+        saved = json.loads(cast(Any, network).to_json_string())
+        config = {key: value for key, value in saved.items() if key != "_name_or_path"}  # a path of this machine
+    return {"class": type(network).__name__, "config": config}
+
+
+def schedule_config(schedule: NoiseSchedule) -> dict[str, Any]:
+    """Return the scheduler config of a `DiffusersSchedule`, or alpha-bar itself of any other schedule."""
+    if isinstance(schedule, DiffusersSchedule):
+        return schedule.config
+    return {"alphas_cumprod": schedule.alphas_cumprod.tolist(), "prediction_type": schedule.prediction_type}
+
+
+def build(config: dict[str, Any], network: nn.Module | None = None) -> Denoiser:
+    """Return the denoiser that `denoiser_config` described, with fresh weights.
+
+    Args:
+        config: what `denoiser_config` returned.
+        network: the network itself, needed where it is not one of diffusers'.
+
+    Raises:
+        ValueError: the network cannot be made from the config, or something is missing from it.
+    """
+    return Denoiser(*parts(config, network, None, "the config"))
+
+
+def is_diffusers(network: nn.Module) -> bool:
+    """Return whether `network` is of one of diffusers' own classes, so that its config tells how to make it."""
+    import diffusers
+
+    cls = type(network)
+    return issubclass(cls, diffusers.ModelMixin) and getattr(diffusers, cls.__name__, None) is cls
+
+
+def parts(config: dict[str, Any], network: nn.Module | None, schedule: NoiseSchedule | None, source: str) -> Parts:
+    """Return the parts that `config` describes; `network` and `schedule` stand in for its own; errors name `source`."""
+    described = config.get("network") or {}
+    if network is None and described.get("config") is None:
+        raise ValueError(
+            f"{source} does not tell how to make its network ({described.get('class', 'class unknown')}): "
+            "give the network that takes the weights as `network=...`."
+        )
+    if network is None:
+        network = network_class(described["class"], source).from_config(described["config"])
+    if schedule is None:
+        stored = config.get("noise_schedule")
+        if not stored:
+            raise ValueError(f"{source} has no noise schedule: give one as `noise_schedule=...` (a DiffusersSchedule).")
+        schedule = NoiseSchedule(**stored) if "alphas_cumprod" in stored else DiffusersSchedule(stored)
+    normalizer = Normalizer(**config["normalizer"]) if config.get("normalizer") else None
+    return Parts(network, schedule, normalizer, tuple(config["sample_shape"]) if config.get("sample_shape") else None)
+
+
+def network_class(name: str, source: object) -> Any:
+    """Return diffusers' network class called `name`.
+
+    Raises:
+        ValueError: diffusers has no noise predictor of that name.
+    """
+    import diffusers
+
+    cls: Any = getattr(diffusers, name, None)
+    is_network = inspect.isclass(cls) and issubclass(cls, diffusers.ModelMixin)
+    if not is_network or "timestep" not in inspect.signature(cls.forward).parameters:
+        raise ValueError(
+            f"{source} names the class '{name}', which is no noise predictor of diffusers: expected one like "
+            "UNet2DModel; for another network use Denoiser(network=..., noise_schedule=...)."
+        )
+    return cls

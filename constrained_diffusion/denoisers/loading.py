@@ -1,0 +1,246 @@
+"""Pretrained denoisers: from the zoo, a diffusers folder or hub id, a checkpoint of ours, or a safetensors file.
+
+Nothing is unpickled: checkpoints are read with `weights_only=True`, and the only classes that a config may name are
+diffusers' own networks. Weights are taken strictly: a missing, left-over or misshapen tensor is an error.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from constrained_diffusion import zoo
+from constrained_diffusion.denoisers.adapter import Denoiser
+from constrained_diffusion.denoisers.config import Parts, build, denoiser_config, network_class, parts
+from constrained_diffusion.denoisers.schedule import DiffusersSchedule
+from constrained_diffusion.diffusion import NoiseSchedule, Normalizer
+
+__all__ = ["PretrainedDenoiser", "build", "denoiser_config", "find", "load"]
+
+CONFIG_NAME = "constrained_diffusion.json"  #: what diffusers' own files do not hold: units, shape, foreign schedules
+WEIGHTS_NAME = "model.safetensors"  #: the weights of an exported network that is not diffusers'
+METADATA_KEY = "constrained_diffusion"  #: the config in a safetensors file's metadata
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_COMPONENTS = ("unet", "transformer")
+_PATTERNS = ["{}diffusion_pytorch_model.{}", "{}diffusion_pytorch_model-0*.{}"]  # whole or in shards, no half precision
+# What torch, safetensors and diffusers raise on files that are cut, foreign or full of code.
+_UNREADABLE = (
+    pickle.UnpicklingError, SafetensorError, RuntimeError, ValueError, OSError, EOFError, LookupError, TypeError,
+    AttributeError,
+)  # fmt: skip
+
+
+class PretrainedDenoiser(Denoiser):
+    """A denoiser with the weights found at `source`; its network is in evaluation mode.
+
+    Args:
+        source: in this order, a zoo name; a path: a diffusers pipeline folder, a bare diffusers model folder, a folder
+            written by `export`, a `.ckpt` of ours (its EMA weights), a `.safetensors` file; or a hub id `owner/name`.
+        normalizer: in place of the source's own. Without either: images in [0, 1], or the identity for the latents of a
+            pipeline with an autoencoder.
+        network: for weights whose network is not diffusers': a module of the same class, which takes the weights.
+        noise_schedule: in place of the source's own; needed where it has none.
+        sample_shape: in place of the source's own.
+
+    Attributes:
+        folder: where the source's files lie if it is a folder and nothing of it was replaced, else None.
+
+    Raises:
+        FileNotFoundError: `source` is no zoo name and no path, and cannot be had from the hub.
+        ValueError: the source holds something else, is truncated, is from another model, or matches noise to data by a
+            flow.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        normalizer: Normalizer | None = None,
+        network: nn.Module | None = None,
+        noise_schedule: NoiseSchedule | None = None,
+        sample_shape: tuple[int, ...] | None = None,
+    ) -> None:
+        path = find(source)
+        found = load(path, network, noise_schedule)
+        super().__init__(
+            found.network.eval(),
+            noise_schedule or found.noise_schedule,
+            normalizer or found.normalizer,
+            sample_shape or found.sample_shape,
+        )
+        replaced = any(part is not None for part in (normalizer, noise_schedule, sample_shape))
+        self.folder: Path | None = path if path.is_dir() and not replaced else None
+
+
+def find(source: str) -> Path:
+    """Return the file or folder that `source` stands for; a hub id is downloaded, or found in the hub's cache.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    source = str(source)
+    if source in zoo.available():
+        return zoo.path(source)
+    path = Path(source).expanduser()
+    if path.exists():
+        return path
+    if _HUB_ID.fullmatch(source) and path.suffix not in (".ckpt", ".safetensors"):
+        return _download(source)
+    raise FileNotFoundError(
+        f"no pretrained denoiser at '{source}': expected a zoo name ({', '.join(zoo.available()) or 'none'}), a "
+        "diffusers folder, a .ckpt or .safetensors file, or a hub id owner/name."
+    )
+
+
+def load(path: Path, network: nn.Module | None = None, noise_schedule: NoiseSchedule | None = None) -> Parts:
+    """Read the denoiser at `path`, a folder, a `.ckpt` or a `.safetensors` file; see `PretrainedDenoiser`.
+
+    Raises:
+        ValueError: it is something else, truncated, or from another model.
+    """
+    if path.is_dir() and (path / WEIGHTS_NAME).is_file() and (path / CONFIG_NAME).is_file():
+        return _from_safetensors(path / WEIGHTS_NAME, network, noise_schedule)
+    if path.is_dir():
+        return _from_diffusers(path, network, noise_schedule)
+    if path.suffix == ".ckpt":
+        return _from_checkpoint(path, network, noise_schedule)
+    if path.suffix == ".safetensors":
+        return _from_safetensors(path, network, noise_schedule)
+    raise ValueError(f"expected a folder, a .ckpt or a .safetensors file, got '{path}'; convert it to safetensors.")
+
+
+def _from_diffusers(folder: Path, network: nn.Module | None, schedule: NoiseSchedule | None) -> Parts:
+    if network is not None:
+        raise ValueError(f"'{folder}' names its own network: leave `network` out, or give a .safetensors file.")
+    index, config = _json(folder / "model_index.json"), _json(folder / CONFIG_NAME)
+    if not index and not (folder / "config.json").is_file():
+        raise ValueError(
+            f"'{folder}' is no diffusers folder: expected a model_index.json (a pipeline) or config.json (a network)."
+        )
+    component = next((name for name in _COMPONENTS if index.get(name, [None])[0]), None)
+    if index and component is None:
+        raise ValueError(f"the pipeline in '{folder}' has no noise predictor: expected a {' or '.join(_COMPONENTS)}.")
+    scheduler = _json(folder / "scheduler" / "scheduler_config.json") or _json(folder / "scheduler_config.json")
+    given = schedule is not None or "noise_schedule" in config
+    if scheduler and (not given or "Flow" in str(scheduler.get("_class_name"))):
+        schedule = DiffusersSchedule(scheduler)  # refuses flow matching
+    # Old pipelines on the hub keep their only network in the top folder.
+    part = folder / component if component and (folder / component).is_dir() else folder
+    if index.keys() & {"vae", "vqvae", "movq"}:
+        config.setdefault("normalizer", Normalizer().settings)
+    return parts(config, _diffusers_network(part), schedule, f"'{folder}'")
+
+
+def _diffusers_network(folder: Path) -> nn.Module:
+    from diffusers.utils.import_utils import is_accelerate_available
+
+    config = _json(folder / "config.json")
+    cls = network_class(str(config.get("_class_name", config.get("class"))), f"'{folder}/config.json'")
+    channels = config.get("in_channels"), config.get("out_channels")
+    if None not in channels and channels[0] != channels[1]:
+        raise ValueError(
+            f"the network in '{folder}' takes {channels[0]} channels and returns {channels[1]}: expected as many "
+            "(learned variances and masks are not supported); wrap it in a module that returns the noise alone."
+        )
+    try:
+        network, found = cls.from_pretrained(
+            str(folder), output_loading_info=True, local_files_only=True, low_cpu_mem_usage=is_accelerate_available()
+        )
+    except _UNREADABLE as error:
+        raise _foreign(folder, error) from error
+    if found["missing_keys"] or found["mismatched_keys"]:
+        first = sorted(found["missing_keys"] or found["mismatched_keys"])[0]
+        raise _foreign(folder, f"the {cls.__name__} of its config finds no fitting {first}")
+    assembled: nn.Module = network
+    return assembled
+
+
+def _from_checkpoint(path: Path, network: nn.Module | None, schedule: NoiseSchedule | None) -> Parts:
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        state = dict(checkpoint["state_dict"])
+    except _UNREADABLE as error:
+        raise _foreign(path, error) from error
+    prefix = "ema." if any(key.startswith("ema.") for key in state) else "denoiser.network."
+    weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    if not weights:
+        raise _foreign(path, "it holds no denoiser")
+    if any(".lora_A." in key for key in weights):
+        raise ValueError(f"'{path}' holds LoRA adapters, not whole weights: give the folder that the fit exported.")
+    loaded = parts(checkpoint.get("denoiser") or {}, network, schedule, f"'{path}'")
+    _fill(loaded.network, weights, path)
+    return loaded
+
+
+def _from_safetensors(path: Path, network: nn.Module | None, schedule: NoiseSchedule | None) -> Parts:
+    try:
+        with safe_open(path, framework="pt") as file:
+            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (the file itself is no iterable)
+            metadata = file.metadata() or {}
+    except _UNREADABLE as error:
+        raise _foreign(path, error) from error
+    twins = (path.with_suffix(".json"), path.parent / CONFIG_NAME)
+    own = json.loads(metadata.get(METADATA_KEY, "null"))
+    config = own or next((_json(twin) for twin in twins if twin.is_file()), {})
+    loaded = parts(config, network, schedule, f"'{path}'")
+    _fill(loaded.network, weights, path)
+    return loaded
+
+
+def _fill(network: nn.Module, weights: dict[str, Tensor], source: Path) -> None:
+    own = network.state_dict()
+    missing, extra = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    misshapen = [key for key in own if key in weights and own[key].shape != weights[key].shape]
+    if missing or extra or misshapen:
+        first = (missing + extra + misshapen)[0]
+        raise _foreign(
+            source,
+            f"of the {len(own)} tensors of a {type(network).__name__}, {len(missing)} are missing and "
+            f"{len(misshapen)} have another shape; {len(extra)} are left over (the first: {first})",
+        )
+    network.load_state_dict(weights)
+
+
+def _foreign(source: Path, detail: object) -> ValueError:
+    said = f"{type(detail).__name__}: {detail}" if isinstance(detail, Exception) else str(detail)
+    return ValueError(
+        f"the weights in '{source}' are truncated or from another model: {said.splitlines()[0][:300]}; give the whole "
+        "file, with the network that it was made by."
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"'{path}' is no valid JSON, perhaps truncated ({error}); fetch it again.") from error
+    return content
+
+
+def _download(source: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    places = ("", *(f"{name}/" for name in _COMPONENTS))
+    configs = [f"{place}config.json" for place in places] + ["model_index.json", "*scheduler_config.json", CONFIG_NAME]
+    indices = [f"{place}*.index.json" for place in places]
+    try:
+        for kind in ("safetensors", "bin"):
+            weights = [pattern.format(place, kind) for place in places for pattern in _PATTERNS]
+            folder = Path(snapshot_download(source, allow_patterns=[*configs, *indices, *weights]))
+            if any(folder.rglob(f"diffusion_pytorch_model*.{kind}")):
+                break
+    except Exception as error:  # the hub's client and its transport have many exceptions, without a common base
+        raise FileNotFoundError(
+            f"'{source}' is no file or folder here, and could not be had from the hub ({type(error).__name__}): check "
+            "the name and the connection, or give the path of a downloaded folder."
+        ) from error
+    return folder

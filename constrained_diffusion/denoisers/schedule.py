@@ -1,0 +1,45 @@
+"""Noise schedules read from diffusers' scheduler configs."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from constrained_diffusion.diffusion import NoiseSchedule
+
+
+class DiffusersSchedule(NoiseSchedule):
+    """The noise schedule of a diffusers scheduler config.
+
+    Args:
+        config: keyword arguments of `diffusers.DDPMScheduler`, or the content of a `scheduler_config.json`, for example
+            `{num_train_timesteps: 1000, beta_schedule: squaredcos_cap_v2, prediction_type: epsilon}`.
+
+    Raises:
+        ValueError: the config belongs to a flow-matching or sigma-parametrised scheduler without alpha-bar, or one
+            without `_class_name` has a key that DDPMScheduler does not know.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        from diffusers import DDPMScheduler
+
+        class_name = str(config.get("_class_name", "DDPMScheduler"))
+        if "Flow" in class_name:
+            raise ValueError(
+                f"expected the scheduler of a noise-predicting diffusion model, got {class_name}: flow-matching models "
+                "have no alpha-bar and are not supported; choose one that predicts epsilon, sample or v_prediction."
+            )
+        if class_name not in ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler") and "beta_schedule" not in config:
+            raise ValueError(
+                f"expected a scheduler config with a beta_schedule, got that of {class_name}, which is parametrised "
+                "otherwise; give the noise schedule of the model's training as a DDPMScheduler config."
+            )
+        expected = [name for name in inspect.signature(DDPMScheduler.__init__).parameters if name != "self"]
+        unknown = sorted(key for key in config if key not in expected and not key.startswith("_"))
+        if unknown and "_class_name" not in config:  # a written one; other schedulers' files may hold keys of their own
+            raise ValueError(
+                f"a scheduler config has no setting '{unknown[0]}'; expected some of {', '.join(expected)}."
+            )
+        scheduler = DDPMScheduler.from_config({key: value for key, value in config.items() if key in expected})
+        super().__init__(scheduler.alphas_cumprod, scheduler.config["prediction_type"])
+        self.config: dict[str, Any] = {key: scheduler.config[key] for key in expected}

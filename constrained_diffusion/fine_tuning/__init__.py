@@ -1,0 +1,1 @@
+"""Fine-tuning under constraints: pure maths, then the module that runs it."""

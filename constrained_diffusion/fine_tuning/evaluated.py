@@ -1,0 +1,241 @@
+"""What a diffusion LightningModule does besides training: sample, validate, test, predict, checkpoint, export."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from constrained_diffusion import zoo
+from constrained_diffusion.datamodules.batch import Batch
+from constrained_diffusion.denoisers.adapter import Denoiser
+from constrained_diffusion.denoisers.export import export, weights_sha256
+from constrained_diffusion.denoisers.loading import denoiser_config
+from constrained_diffusion.fine_tuning.lora import adapters_off, merge_adapters
+from constrained_diffusion.metrics.evaluation import Evaluation
+from constrained_diffusion.metrics.proportion import ViolationRate
+from constrained_diffusion.objectives import Constraint
+from constrained_diffusion.randomness import keyed_normal
+from constrained_diffusion.sampling import Sampler, ddim, seeded_noise
+
+Weights = Literal["ema", "raw", "pretrained"]
+TRAINING, HELD_OUT = 1, 2  # streams of random numbers
+
+
+class EvaluatedDiffusion(LightningModule):
+    """The evaluation half of `ConstrainedDiffusion`; see there for the arguments.
+
+    `results` holds what `test` measured: `before` (the pretrained weights, where there are constraints) and `after`.
+    """
+
+    ema: nn.Module
+    lora: dict[str, Any] | None
+    batches_seen: int
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        constraints: list[Constraint],
+        evaluation: Evaluation | None,
+        sampler: Sampler,
+        max_violation_rate: float,
+        seed: int,
+        keep_pretrained: bool,
+        recompute: bool,
+    ) -> None:
+        super().__init__()
+        self.denoiser, self.constraints = denoiser, nn.ModuleList(constraints)
+        self.constraint_names = _unique_names(constraints)
+        self.evaluation, self.sampler, self.seed, self.recompute = evaluation, sampler, seed, recompute
+        self.max_violation_rate = max_violation_rate
+        if evaluation is not None and constraints:
+            evaluation.bind(constraints)
+        # The pretrained copy hides in a tuple, so that it is in no optimiser, no DDP wrapper and no checkpoint.
+        frozen = copy.deepcopy(denoiser.network).requires_grad_(False).eval() if constraints and keep_pretrained else None
+        self._frozen: tuple[nn.Module, ...] = (frozen,) if frozen is not None else ()
+        self.own_violation = ViolationRate()  #: by the constraints' own g
+        self.results: dict[str, dict[str, Any]] = {}
+
+    # ---------------------------------------------------------------- sampling
+
+    @property
+    def pretrained(self) -> nn.Module:
+        """The network with its pretrained weights; with LoRA, the trained one, to be run with its adapters off."""
+        return self._frozen[0].to(self.device) if self._frozen else self.denoiser.network
+
+    @torch.no_grad()
+    def sample(self, seeds: Sequence[int], weights: Weights = "ema", sampler: Sampler | None = None) -> Tensor:
+        """Return one sample per seed, `(len(seeds), *shape)` in the data's units, by the EMA, raw or pretrained weights."""
+        sampler, schedule = sampler or self.sampler, self.denoiser.noise_schedule
+        z = seeded_noise(seeds, self.denoiser.sample_shape, sampler, schedule.num_timesteps).to(self.device)
+        with self._evaluating(weights) as network:
+            samples = ddim(lambda x, t: self.denoiser.predict(x, t, network=network), schedule, z, sampler)
+        normalizer = self.denoiser.normalizer
+        return normalizer.denormalize(normalizer.clamp(samples))
+
+    @contextmanager
+    def _evaluating(self, weights: Weights) -> Iterator[nn.Module]:
+        network = {"ema": self.ema, "raw": self.denoiser.network, "pretrained": self.pretrained}[weights]
+        training = network.training
+        adapters = adapters_off(network) if weights == "pretrained" and self.lora else nullcontext()
+        precision = self._trainer.precision_plugin.forward_context() if self._trainer else nullcontext()
+        with adapters, precision:
+            yield network.eval()
+        network.train(training)
+
+    def stored_samples(self) -> Tensor | None:
+        """Samples of the pretrained weights, seeds 0, 1, .., that lie beside them, where this run would draw the same."""
+        folder = getattr(self.denoiser, "folder", None)
+        settings = {"sampler": asdict(self.sampler), "precision": str(self.trainer.precision)}
+        return None if self.recompute or folder is None else zoo.stored_samples(folder, settings)
+
+    def _samples(self, seeds: list[int], weights: Weights) -> Tensor:
+        stored = self.stored_samples() if weights == "pretrained" else None
+        if stored is None or max(seeds) >= len(stored):
+            return self.sample(seeds, weights)
+        return stored[seeds].to(self.device)
+
+    # ---------------------------------------------------------------- measuring
+
+    def on_validation_epoch_start(self) -> None:
+        self._reset(self.evaluation, self.own_violation)
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Loader 0: the held-out loss of the EMA weights, with noise fixed per row. Loader 1: seeds to sample from."""
+        if dataloader_idx == 0:
+            loss = self.held_out_loss(batch)
+            self.log("val/diffusion_loss", loss, prog_bar=True, sync_dist=True, batch_size=len(loss_rows(batch)), add_dataloader_idx=False)
+        else:
+            self._measure(self.sample(batch.tolist()), self.evaluation, self.own_violation)
+
+    def on_validation_epoch_end(self) -> None:
+        if self.own_violation.n == 0:
+            return
+        measured = self._measured(self.evaluation, self.own_violation)
+        before = self._stored_before(measured["n"])
+        if self.evaluation is not None and before is not None:
+            self.evaluation.compare(before, measured)
+        flat = {k: v for k, v in {**measured, **measured.get("metrics", {})}.items() if isinstance(v, float)}
+        self.log_dict({f"val/{name}": value for name, value in flat.items()})
+
+    def held_out_loss(self, batch: Batch) -> Tensor:
+        """Return the mean squared error of the EMA network's output on `batch`, with noise and timesteps keyed by row."""
+        schedule, clean = self.denoiser.noise_schedule, self.denoiser.normalizer.normalize(batch.clean)
+        index = loss_rows(batch)
+        noise = keyed_normal([(self.seed, HELD_OUT, i) for i in index], clean.shape[1:]).to(clean)
+        # Multiples of the golden ratio spread evenly over the schedule, however many rows there are.
+        fractions = torch.tensor([(i * 0.6180339887498949) % 1 for i in index])
+        timesteps = (fractions * schedule.num_timesteps).long().to(clean.device)
+        output = self.denoiser.call(self.ema, schedule.add_noise(clean, noise, timesteps), timesteps, batch.condition)
+        return (output - schedule.target(clean, noise, timesteps)).square().mean()
+
+    def on_test_start(self) -> None:
+        self.results = {}
+        self._before = (copy.deepcopy(self.evaluation), ViolationRate().to(self.device))
+        self._reset(self.evaluation, self.own_violation)
+        self._reset(*self._before)
+
+    def test_step(self, batch: Tensor, batch_idx: int) -> None:
+        if len(self.constraints):
+            self._measure(self._samples(batch.tolist(), "pretrained"), *self._before)
+        self._measure(self._samples(batch.tolist(), "ema"), self.evaluation, self.own_violation)
+
+    def on_test_epoch_end(self) -> None:
+        self.results["after"] = self._measured(self.evaluation, self.own_violation)
+        if len(self.constraints):
+            self.results["before"] = self._measured(*self._before)
+            if self.evaluation is not None:
+                self.evaluation.compare(self.results["before"], self.results["after"])
+
+    def predict_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        return self.sample(batch.tolist())
+
+    @torch.no_grad()
+    def _measure(self, samples: Tensor, evaluation: Evaluation | None, own: ViolationRate) -> None:
+        if evaluation is not None:
+            evaluation.update(samples)
+        judged = [c for c in self.constraints if not c.needs_step_record]
+        violating = [(c(samples).reshape(len(samples), -1) > c.tolerance).any(1) for c in judged]
+        own.update(torch.stack([*violating, torch.zeros(len(samples), dtype=torch.bool, device=samples.device)]).any(0))
+
+    def _measured(self, evaluation: Evaluation | None, own: ViolationRate) -> dict[str, Any]:
+        measured = own.compute()
+        result: dict[str, Any] = {"violation_rate": None, "violation_upper_95": None, "n": measured["n"], "metrics": {}}
+        result |= evaluation.compute() if evaluation is not None else {}
+        if len(self.constraints):
+            result |= {f"own_{key}": measured[key] for key in ("violation_rate", "violation_upper_95")}
+        return result
+
+    def _stored_before(self, count: int) -> dict[str, Any] | None:
+        stored = self.stored_samples() if len(self.constraints) else None
+        if self.evaluation is None or stored is None or len(stored) < count:
+            return None
+        evaluation = copy.deepcopy(self.evaluation)
+        evaluation.reset()
+        rank, world = self.global_rank, self.trainer.world_size
+        evaluation.update(stored[rank:count:world].to(self.device))
+        return evaluation.compute()
+
+    @staticmethod
+    def _reset(evaluation: Evaluation | None, own: ViolationRate) -> None:
+        own.reset()
+        if evaluation is not None:
+            evaluation.reset()
+
+    # ---------------------------------------------------------------- keeping
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # Judges and classifiers are named in the config and come from their own files.
+        for key in [k for k in checkpoint["state_dict"] if k.startswith(("evaluation.", "constraints.", "own_violation."))]:
+            del checkpoint["state_dict"][key]
+        checkpoint["batches_seen"] = self.batches_seen
+        checkpoint["denoiser"] = denoiser_config(self.denoiser)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        state, own = checkpoint["state_dict"], self.state_dict()
+        ours = {k: v for k, v in own.items() if k.startswith(("denoiser.", "ema."))}
+        wrong = [k for k, v in ours.items() if k not in state or state[k].shape != v.shape]
+        if wrong or "batches_seen" not in checkpoint:
+            raise ValueError(
+                f"the checkpoint is of another model: expected {len(ours)} tensors of this denoiser, {len(wrong)} are missing or "
+                f"have other shapes (the first: {(wrong or ['batches_seen'])[0]}); give the config that the checkpoint was made with."
+            )
+        self.batches_seen = checkpoint["batches_seen"]
+
+    @property
+    def strict_loading(self) -> bool:
+        """Off: a checkpoint leaves judges and classifiers out; `on_load_checkpoint` checks the rest."""
+        return False
+
+    def export(self, folder: str | Path) -> None:
+        """Write the EMA weights to `folder`: a diffusers pipeline where the network is one, else safetensors."""
+        network = merge_adapters(copy.deepcopy(self.ema)) if self.lora else self.ema
+        export(self.denoiser, folder, network)
+        (Path(folder) / "training.json").write_text(json.dumps(self.training_facts(), indent=2) + "\n")
+
+    def training_facts(self) -> dict[str, Any]:
+        """Return what a card says of the training: seed, batches, and the torch that did it."""
+        return {"seed": self.seed, "batches": self.batches_seen, "torch": torch.__version__}
+
+    def weights_sha256(self) -> dict[str, str]:
+        """Return the hashes of the pretrained weights (where a copy is kept) and of the EMA weights."""
+        before = {"before": weights_sha256(self._frozen[0])} if self._frozen else {}
+        return {**before, "after": weights_sha256(self.ema)}
+
+
+def loss_rows(batch: Batch) -> list[int]:
+    """Return each row's place in the data set; its place in the batch where that is not known."""
+    return list(range(len(batch.clean))) if batch.index is None else batch.index.tolist()
+
+
+def _unique_names(constraints: list[Constraint]) -> list[str]:
+    names = [type(constraint).__name__ for constraint in constraints]
+    return [name if names.count(name) == 1 else f"{name}_{i}" for i, name in enumerate(names)]

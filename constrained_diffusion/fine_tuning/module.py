@@ -1,0 +1,222 @@
+"""`ConstrainedDiffusion`: pretraining without constraints, penalty fine-tuning with them (P eq. 14, Algorithm 1)."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import fields
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from constrained_diffusion.datamodules.batch import Batch
+from constrained_diffusion.denoisers.adapter import Denoiser, Prediction
+from constrained_diffusion.fine_tuning.distributed import sum_over_ranks
+from constrained_diffusion.fine_tuning.evaluated import TRAINING, EvaluatedDiffusion
+from constrained_diffusion.fine_tuning.formulation import formulation as named_formulation
+from constrained_diffusion.fine_tuning.lora import add_adapters, adapters_off
+from constrained_diffusion.fine_tuning.penalty import balance, quadratic_penalty, released, violation
+from constrained_diffusion.metrics.evaluation import Evaluation
+from constrained_diffusion.objectives import Constraint, StepRecord
+from constrained_diffusion.randomness import keyed_normal, stratified_timesteps
+from constrained_diffusion.sampling import Sampler
+
+
+class Measured(NamedTuple):
+    """What one step measured of the constraints; all of shape `(K,)`, averaged over ranks."""
+
+    loss: Tensor  #: the penalty part of the loss, scalar, this rank's share, with gradient
+    penalty: Tensor  #: P, raw
+    violation_rate: Tensor  #: share of the rows below T_phi with g > tolerance
+
+
+class ConstrainedDiffusion(EvaluatedDiffusion):
+    """Train a denoiser, under constraints if there are any; one trained pass and one backward per step.
+
+    Subclass it for another loss: `diffusion_loss` and `penalty` are the two terms, `training_step` puts them together.
+
+    Args:
+        denoiser: the network with its schedule and units; what it holds at construction is "the pretrained model".
+        constraints: one or several; each has its own tolerance and coefficient. None pretrains.
+        formulation: "penalty" (eq. 14), "algorithm1", and both held to the frozen model on feasible rows: "anchored_penalty",
+            "anchored_algorithm1".
+        max_timestep: T_phi; the constraints see the rows with t < T_phi. None: all rows.
+        evaluation: what `validate` and `test` measure on samples.
+        sampler: the sampler of evaluation and prediction.
+        ema_decay: decay of the moving average of the weights, which every sample is drawn from.
+        snr_gamma: gamma of the min-SNR loss weight; None: constant weight.
+        lora: keyword arguments of `peft.LoraConfig`; None trains all weights.
+        max_violation_rate: a fit is feasible where the upper 95 % bound of the share of samples with g > tolerance is at most
+            this.
+        recompute: sample the pretrained model again in `test`, even where its samples are stored beside the weights.
+        seed: keys the noise and timesteps of training.
+        optimizer, lr_scheduler: factories; the learning rate is stepped once per optimiser step.
+
+    Raises:
+        ValueError: T_phi outside the schedule, an unknown formulation, or a decay outside [0, 1).
+    """
+
+    penalty_coefficient: Tensor
+    stop_below: Tensor
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        constraints: Constraint | list[Constraint] | None = None,
+        formulation: str = "anchored_algorithm1",
+        max_timestep: int | None = None,
+        evaluation: Evaluation | None = None,
+        sampler: Sampler = Sampler(),  # noqa: B008  (frozen)
+        ema_decay: float = 0.98,
+        snr_gamma: float | None = None,
+        lora: dict[str, Any] | None = None,
+        max_violation_rate: float = 0.01,
+        recompute: bool = False,
+        seed: int = 0,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        given = [constraints] if isinstance(constraints, Constraint) else list(constraints or [])
+        super().__init__(denoiser, given, evaluation, sampler, max_violation_rate, seed, keep_pretrained=not lora, recompute=recompute)
+        total = denoiser.noise_schedule.num_timesteps
+        if max_timestep is not None and not 1 <= max_timestep <= total:
+            raise ValueError(f"max_timestep (T_phi) must lie in 1 .. {total}, the length of the schedule; got {max_timestep}.")
+        if not 0 <= ema_decay < 1:
+            raise ValueError(f"ema_decay must lie in [0, 1), got {ema_decay}.")
+        self.formulation, self.max_timestep = named_formulation(formulation), max_timestep or total
+        self.snr_gamma, self.lora, self.optimizer, self.lr_scheduler = snr_gamma, lora, optimizer, lr_scheduler
+        self.register_buffer("penalty_coefficient", torch.ones(len(given)))
+        self.register_buffer("stop_below", torch.zeros(len(given)))
+        if lora:
+            add_adapters(denoiser.network, lora)
+        self.ema = copy.deepcopy(denoiser.network).requires_grad_(False).eval()
+        self._update_ema = get_ema_multi_avg_fn(ema_decay)
+        self.batches_seen = 0
+
+    def setup(self, stage: str) -> None:
+        shape = getattr(self.trainer.datamodule, "sample_shape", self.denoiser.sample_shape)  # type: ignore[attr-defined]
+        self.denoiser.check_data(shape)
+        for constraint in self.constraints:
+            constraint.check_data(shape)  # type: ignore[operator]
+            if stage == "fit" and not constraint.differentiable:
+                raise ValueError(
+                    f"fine-tuning needs the gradient of its constraints, but {type(constraint).__name__} is not "
+                    "differentiable; optimise the noise instead (`lightning predict` with noise optimisation takes "
+                    "black-box objectives), or give a differentiable surrogate."
+                )
+
+    def on_train_start(self) -> None:
+        self.denoiser.network.train()  # pretrained networks arrive in eval mode
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        schedule, clean = self.denoiser.noise_schedule, self.denoiser.normalizer.normalize(batch.clean)
+        rows = range(self.global_rank * len(clean), (self.global_rank + 1) * len(clean))
+        key, world = (self.seed, TRAINING, self.batches_seen), self.trainer.world_size
+        noise = keyed_normal([(*key, row) for row in rows], clean.shape[1:]).to(clean)
+        on_host = stratified_timesteps(
+            self.seed, self.batches_seen, rows, len(clean) * world, schedule.num_timesteps, self.max_timestep
+        )
+        self.batches_seen += 1
+        timesteps = on_host.to(clean.device)
+        noisy = schedule.add_noise(clean, noise, timesteps)
+        prediction = self.denoiser.predict(noisy, timesteps, batch.condition)
+        frozen = self._frozen_prediction(noisy, timesteps, batch.condition)
+        loss = self.diffusion_loss(batch, prediction, frozen, noise, timesteps)
+        logs = {"loss/diffusion": loss.detach()}
+        result = {"loss": loss}
+        if self.constraints:
+            # T_phi is known on the host: choosing the rows there spares the device a synchronisation.
+            below = (on_host < self.max_timestep).nonzero().squeeze(1).to(clean.device)
+            record = StepRecord(
+                self.denoiser.normalizer.denormalize(prediction.clean), noisy, timesteps, noise, prediction.noise,
+                None if frozen is None else frozen.noise,
+            )
+            measured = self.penalty(_rows(record, below), (noise - prediction.noise).square().flatten(1).mean(1))
+            result |= {"loss": loss + measured.loss, "penalty": measured.penalty}
+            for k, name in enumerate(self.constraint_names):
+                logs[f"penalty/{name}"] = measured.penalty[k]
+                logs[f"violation_rate/{name}"] = measured.violation_rate[k]
+                logs[f"penalty_coefficient/{name}"] = self.penalty_coefficient[k].clone()
+                self.log_dict({"P": measured.penalty[k], "violating": measured.violation_rate[k]}, prog_bar=True, logger=False)
+        logs["loss/total"] = result["loss"].detach()
+        self.log_dict(logs, batch_size=len(clean))
+        self.log("loss", result["loss"].detach(), prog_bar=True, logger=False)
+        return result
+
+    def diffusion_loss(
+        self, batch: Batch, prediction: Prediction, frozen: Prediction | None, noise: Tensor, timesteps: Tensor
+    ) -> Tensor:
+        """Return L_diff, a scalar: the squared error on the model's own target, or on the frozen model's output where anchored."""
+        schedule, clean = self.denoiser.noise_schedule, self.denoiser.normalizer.normalize(batch.clean)
+        anchored = frozen is not None and self.formulation.anchored
+        target = frozen.output if anchored and frozen else schedule.target(clean, noise, timesteps)
+        error = (prediction.output - target).square().flatten(1).mean(1)
+        if self.snr_gamma is not None:
+            error = error * schedule.loss_weight(timesteps, self.snr_gamma).reshape(len(error), -1).mean(1)
+        if anchored:
+            error = error * self.feasible(batch.clean)  # averaged over all rows, the others counting zero
+        return error.mean()
+
+    def penalty(self, record: StepRecord, noise_error: Tensor) -> Measured:
+        """Return the penalty term sum_k C_k rho_k P_k over the rows of `record` (those with t < T_phi).
+
+        Args:
+            record: the rows that the constraints see.
+            noise_error: `(B,)`, ||eps - eps_theta||^2 / dim of *all* rows: E of Algorithm 1, before the mean.
+        """
+        with torch.autocast(self.device.type, enabled=False):
+            squared, violating = zip(*[self._judge(c, record) for c in self.constraints], strict=True)
+        sums = torch.stack([s.sum() for s in squared])
+        measured = [torch.stack([v.sum() for v in violating]).float(), noise_error.sum()[None]]
+        counts = sums.new_tensor([len(record.timesteps), len(noise_error)])
+        totals = sum_over_ranks(torch.cat([sums, *measured, counts]))
+        penalty, rates = totals[: len(sums)] / totals[-2].clamp(min=1), totals[len(sums) : -3] / totals[-2].clamp(min=1)
+        weight = self.penalty_coefficient * released(penalty, self.stop_below)
+        if self.formulation.balanced:
+            weight = weight * balance(totals[-3] / totals[-1], penalty)
+        # DDP averages gradients over ranks; ours must be the sum over ranks divided by the global number of rows.
+        loss = (weight * sums).sum() * self.trainer.world_size / totals[-2].clamp(min=1)
+        return Measured(loss, penalty, rates)
+
+    @torch.no_grad()
+    def feasible(self, clean: Tensor) -> Tensor:
+        """Return 1.0 where `clean` `(B, *shape)`, in data units, satisfies every constraint, else 0.0; shape `(B,)`."""
+        result = torch.ones(len(clean), device=clean.device)
+        for constraint in self.constraints:
+            if not constraint.needs_step_record:
+                values = constraint(clean).reshape(len(clean), -1)
+                result = result * (values <= constraint.tolerance).all(1)
+        return result
+
+    def _judge(self, constraint: Any, record: StepRecord) -> tuple[Tensor, Tensor]:
+        values = constraint(record if constraint.needs_step_record else record.predicted_clean.float())
+        values = values.reshape(len(record.timesteps), -1)
+        tolerance = constraint.tolerance
+        return quadratic_penalty(values, tolerance).sum(1), (violation(values, tolerance) > 0).any(1)
+
+    @torch.no_grad()
+    def _frozen_prediction(self, noisy: Tensor, timesteps: Tensor, condition: Tensor | None) -> Prediction | None:
+        if not (self.constraints and (self.formulation.anchored or any(c.needs_step_record for c in self.constraints))):
+            return None
+        if self.lora:
+            with adapters_off(self.denoiser.network):
+                return self.denoiser.predict(noisy, timesteps, condition)
+        return self.denoiser.predict(noisy, timesteps, condition, self.pretrained)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        trained = [(e, p.detach()) for e, p in zip(self.ema.parameters(), self.denoiser.network.parameters(), strict=True)]
+        self._update_ema([e for e, _ in trained], [p for _, p in trained], 0)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer([p for p in self.denoiser.network.parameters() if p.requires_grad])
+        if self.lr_scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}}
+
+
+def _rows(record: StepRecord, rows: Tensor) -> StepRecord:
+    chosen = {f.name: getattr(record, f.name) for f in fields(record)}
+    return StepRecord(**{name: None if value is None else value[rows] for name, value in chosen.items()})

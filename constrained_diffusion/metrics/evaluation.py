@@ -1,0 +1,50 @@
+"""What validate and test measure on the samples of one domain; subclass `Evaluation` for a new one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from constrained_diffusion.objectives import Constraint
+
+
+class Evaluation(nn.Module, ABC):
+    """Figures of a set of samples, gathered batch by batch and reduced over ranks.
+
+    It stays outside training: nothing here is optimised, and no model is selected by it. Its running figures belong in
+    torchmetrics states, so that every rank computes the same result; `compute` is therefore to be called on all ranks.
+    """
+
+    def bind(self, constraints: Sequence[Constraint]) -> None:
+        """Read what the evaluation needs from the fitted constraints; called once, before the first `update`.
+
+        Args:
+            constraints: those of the fit, in its order; empty in pretraining.
+        """
+
+    @abstractmethod
+    def update(self, clean: Tensor) -> None:
+        """Measure one batch of samples `(B, *shape)`, in the data's units."""
+
+    @abstractmethod
+    def compute(self) -> dict[str, Any]:
+        """Return {"violation_rate", "violation_upper_95", "n", "metrics": {...}} of all ranks' samples, JSON-ready."""
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Forget all samples."""
+
+    @abstractmethod
+    def marks(self, clean: Tensor) -> list[str]:
+        """Return "violation", "invalid" or "" for each sample of `clean` `(B, *shape)`, in the data's units."""
+
+    def compare(self, before: dict[str, Any], after: dict[str, Any]) -> None:
+        """Write the figures that need both results into `after["metrics"]`, and their zeros into `before`'s, in place.
+
+        Args:
+            before: what `compute` returned for the pretrained model.
+            after: what it returned for the fine-tuned model.
+        """

@@ -1,0 +1,119 @@
+"""Where a run's files lie: `runs/<config>/<number>/`, with a `latest` link; nothing earlier is overwritten."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+RUN = "CONSTRAINED_DIFFUSION_RUN"  # set for the processes of one run, so that all ranks share a folder
+
+
+def shipped_configs() -> Path:
+    """Return the folder of the configs that ship with the package, in a wheel or in a checkout."""
+    package = Path(__file__).parent
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def find_config(name: str) -> Path:
+    """Return the file of a config: a path as given, else the shipped config of that name.
+
+    Raises:
+        FileNotFoundError: neither exists; the message lists the shipped ones.
+    """
+    shipped = shipped_configs()
+    for candidate in (Path(name), shipped / name, shipped / f"{name}.yaml"):
+        if candidate.is_file():
+            return candidate
+    names = sorted(p.relative_to(shipped).as_posix() for p in shipped.rglob("*.yaml"))
+    raise FileNotFoundError(f"no config '{name}': it is no file here, and the shipped ones are {', '.join(names)}.")
+
+
+def config_name(file: Path) -> str:
+    """Return the name under which a config's runs are kept: its path below the shipped configs, or its stem."""
+    shipped = shipped_configs()
+    inside = file.resolve().is_relative_to(shipped.resolve())
+    name = file.resolve().relative_to(shipped.resolve()) if inside else Path(file.name)
+    return name.with_suffix("").as_posix()
+
+
+def new_run(config: str, root: Path) -> Path:
+    """Make the next numbered folder of `config` below `root` and point `latest` at it; rank-safe through `RUN`."""
+    if RUN in os.environ:
+        return Path(os.environ[RUN])
+    folder = root / config
+    folder.mkdir(parents=True, exist_ok=True)
+    number = max((int(p.name) for p in folder.iterdir() if p.name.isdigit()), default=0)
+    while True:
+        number += 1
+        run = folder / str(number)
+        try:
+            run.mkdir()  # fails where another process was faster
+        except FileExistsError:
+            continue
+        break
+    _link(folder / "latest", run.name)
+    os.environ[RUN] = str(run.absolute())
+    return run.absolute()
+
+
+def latest_run(config: str, root: Path) -> Path:
+    """Return the newest run of `config` below `root`.
+
+    Raises:
+        FileNotFoundError: there is none; the message says how to make one.
+    """
+    link = root / config / "latest"
+    if not link.exists():
+        raise FileNotFoundError(
+            f"there is no run of '{config}' below '{root}': expected '{link}'; run `lightning fit` with this config first."
+        )
+    return link.resolve()
+
+
+def last_checkpoint(run: Path) -> Path:
+    """Return the checkpoint that `--ckpt_path last` continues.
+
+    Raises:
+        FileNotFoundError: the run has none yet.
+    """
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    if not checkpoint.is_file():
+        raise FileNotFoundError(f"'{run}' holds no checkpoints/last.ckpt to continue from; start a fresh fit instead.")
+    return checkpoint
+
+
+def best_checkpoint(run: Path) -> Path:
+    """Return what `test` and `predict` use: `best_feasible` where a fit found one, else `last`."""
+    best = run / "checkpoints" / "best_feasible.ckpt"
+    return best if best.is_file() else last_checkpoint(run)
+
+
+def _link(link: Path, target: str) -> None:
+    temporary = link.with_name(f".latest-{os.getpid()}")
+    temporary.symlink_to(target)
+    temporary.replace(link)
+
+
+def check_checkpoint(checkpoint: str | None) -> None:
+    """Raise FileNotFoundError or ValueError where `checkpoint` is missing or cannot be read; nothing in it is executed."""
+    if checkpoint is None:
+        return
+    if not Path(checkpoint).is_file():
+        raise FileNotFoundError(f"there is no checkpoint '{checkpoint}'.")
+    try:
+        torch.load(checkpoint, map_location="meta", weights_only=True)
+    except Exception as error:
+        raise ValueError(
+            f"'{checkpoint}' cannot be read: it is truncated, or not a checkpoint of ours ({type(error).__name__}); "
+            "take an earlier one."
+        ) from error
+
+
+def checkpoint_step(checkpoint: str | None) -> int | None:
+    """Return the optimiser step at which `checkpoint` was written; None where none is given."""
+    if checkpoint is None:
+        return None
+    return int(torch.load(checkpoint, map_location="meta", weights_only=True)["global_step"])

@@ -1,0 +1,117 @@
+"""The schedule of the paper's Table 1, tau, and Algorithm 1's inner loop."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+
+from constrained_diffusion.callbacks import PenaltyScheduler
+from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
+
+SGD = partial(torch.optim.SGD, lr=1e-3)
+
+
+class Watch(Callback):
+    """Notes what every step used: its coefficient, its P, and its rows."""
+
+    def __init__(self):
+        self.coefficients, self.penalties, self.rows = [], [], []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.coefficients.append(float(pl_module.penalty_coefficient[0]))
+        self.rows.append(batch.index.tolist())
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.penalties.append(float(outputs["penalty"][0]))
+
+
+@pytest.fixture
+def run(tiny_denoiser, too_bright, tiny_data, fit):
+    def run(scheduler, **trainer):
+        watch = Watch()
+        module = ConstrainedDiffusion(tiny_denoiser(), too_bright(), "penalty", optimizer=SGD)
+        fit(module, tiny_data(), callbacks=[watch, scheduler], **{"max_epochs": 15, **trainer})
+        return watch
+
+    return run
+
+
+def test_table_1(run):
+    """i = 1 .. 60: c r^floor(min(i, 50) / 10), from 0.05 to 0.05 * 1.2^5 = 0.1244."""
+    got = run(PenaltyScheduler(initial=0.05, growth_factor=1.2, every_n_steps=10, max_iterations=50, stop_below=0.0)).coefficients
+    assert got == pytest.approx([0.05 * 1.2 ** (min(i, 50) // 10) for i in range(1, 61)])
+    assert got[-1] == pytest.approx(0.124416)
+
+
+def test_accumulated_micro_batches_are_one_step(run):
+    got = run(PenaltyScheduler(initial=1.0, growth_factor=2.0, every_n_steps=1, stop_below=0.0), accumulate_grad_batches=2, max_epochs=2)
+    assert got.coefficients == [2.0, 2.0, 4.0, 4.0, 8.0, 8.0, 16.0, 16.0]
+
+
+def test_stop_ends_the_fit_at_the_first_satisfied_step(run):
+    got = run(PenaltyScheduler(stop_below=1e9, when_satisfied="stop"), min_epochs=0)
+    assert len(got.penalties) == 1
+
+
+def test_release_writes_tau(run, tiny_denoiser, too_bright, tiny_data, fit):
+    module = ConstrainedDiffusion(tiny_denoiser(), too_bright(), "penalty", optimizer=SGD)
+    fit(module, tiny_data(), callbacks=[PenaltyScheduler(stop_below=0.03)], max_steps=1)
+    assert module.stop_below.tolist() == pytest.approx([0.03])
+
+
+def test_batch_scope_repeats_the_same_rows_and_starts_c_anew(run):
+    got = run(PenaltyScheduler(initial=1.0, growth_factor=2.0, every_n_steps=2, max_iterations=3, stop_below=0.0, scope="batch"), max_epochs=3)
+    assert got.rows[0] == got.rows[1] == got.rows[2]
+    assert got.rows[3] == got.rows[5]
+    assert set(got.rows[0]).isdisjoint(got.rows[3])
+    assert got.coefficients[:6] == [1.0, 2.0, 2.0, 1.0, 2.0, 2.0]  # i = 1, 2, 3, then 1 again
+    assert len(set(got.penalties[:3])) == 3  # fresh noise each time
+
+
+def test_batch_scope_leaves_a_satisfied_batch_at_once(run):
+    got = run(PenaltyScheduler(max_iterations=3, stop_below=1e9, scope="batch"), max_epochs=1)
+    assert sorted(i for rows in got.rows for i in rows) == list(range(64))
+
+
+def test_batch_scope_with_accumulation_repeats_the_whole_group(run):
+    scheduler = PenaltyScheduler(max_iterations=2, stop_below=0.0, scope="batch")
+    got = run(scheduler, accumulate_grad_batches=2, max_epochs=2)
+    assert got.rows[:2] == got.rows[2:4]
+    assert got.rows[4:6] == got.rows[6:8]
+    assert got.rows[0] != got.rows[4]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"growth_factor": 0.9}, "growth_factor must be at least 1, so that the penalty never weakens; got 0.9"),
+        ({"initial": 0.0}, "expected initial > 0"),
+        ({"stop_below": -1.0}, "stop_below >= 0"),
+        ({"every_n_steps": 0}, "must be at least 1, got 0"),
+        ({"when_satisfied": "rest"}, "'release' or 'stop'"),
+    ],
+)
+def test_bad_settings(settings, message):
+    with pytest.raises(ValueError, match=message):
+        PenaltyScheduler(**settings)
+
+
+def test_a_module_without_constraints_is_refused(tiny_denoiser, tiny_data, fit):
+    with pytest.raises(ValueError, match="PenaltyScheduler steers the penalties of a module with constraints, but the model has none"):
+        fit(ConstrainedDiffusion(tiny_denoiser(), optimizer=SGD), tiny_data(), callbacks=[PenaltyScheduler()])
+
+
+def test_batch_scope_needs_the_keyed_sampler(tiny_denoiser, too_bright, tiny_data, tmp_path):
+    from lightning.pytorch import Trainer
+
+    data = tiny_data()
+    module = ConstrainedDiffusion(tiny_denoiser(), too_bright(), optimizer=SGD)
+    trainer = Trainer(
+        max_steps=1, callbacks=[PenaltyScheduler(scope="batch")], logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path, accelerator="cpu",
+    )
+    with pytest.raises(ValueError, match="repeats batches through the data module's KeyedSampler"):
+        trainer.fit(module, train_dataloaders=data.train_dataloader())
