@@ -1,4 +1,4 @@
-"""Make a pretrained diffusion model obey constraints: by fine-tuning it, or by optimising the noise that it starts from."""
+"""Make a pretrained diffusion model obey constraints: by fine-tuning it, or by optimising its noise."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import warnings
@@ -18,7 +19,16 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from constrained_diffusion import constraints, datamodules, denoisers, metrics, objectives, rewards, runs
 from constrained_diffusion.callbacks import (
-    BestFeasible, ContinueLog, DivergedError, Export, FitStatus, LastCheckpoint, Report, Results, SampleGrid, SampleWriter,
+    BestFeasible,
+    ContinueLog,
+    DivergedError,
+    Export,
+    FitStatus,
+    LastCheckpoint,
+    Report,
+    Results,
+    SampleGrid,
+    SampleWriter,
 )
 from constrained_diffusion.callbacks.continue_log import read_rows
 from constrained_diffusion.fine_tuning.evaluated import EvaluatedDiffusion
@@ -59,7 +69,9 @@ class ConstrainedCLI(LightningCLI):
         root = Path(trainer.default_root_dir or os.environ.get("CONSTRAINED_DIFFUSION_RUNS", "runs"))
         if self.subcommand == "fit":
             resume = config.ckpt_path == "last"
-            self.run_folder = runs.latest_run(self.config_name, root) if resume else runs.new_run(self.config_name, root)
+            self.run_folder = (
+                runs.latest_run(self.config_name, root) if resume else runs.new_run(self.config_name, root)
+            )
             config.ckpt_path = str(runs.last_checkpoint(self.run_folder)) if resume else config.ckpt_path
         else:
             self.run_folder = runs.latest_run(self.config_name, root)
@@ -98,10 +110,8 @@ class ConstrainedCLI(LightningCLI):
 
 def _loggers(run: Path, resumed: int | None) -> list[Any]:
     loggers: list[Any] = [CSVLogger(run, name="", version="", flush_logs_every_n_steps=10)]
-    try:
+    with contextlib.suppress(ModuleNotFoundError):  # an extra; the CSV file has the same numbers
         loggers.append(TensorBoardLogger(run, name="tensorboard", version="", purge_step=resumed))
-    except ModuleNotFoundError:  # an extra; the CSV file has the same numbers
-        pass
     return loggers
 
 
@@ -171,8 +181,8 @@ def _check_names(file: Path) -> None:
         known = objectives.available(objectives.Constraint)
         if "." not in name and name not in known:
             raise ValueError(
-                f"{file}: '{name}' is no registered constraint; there are {', '.join(known)}, or give the full path of your "
-                "own, as in class_path: my_project.MyConstraint."
+                f"{file}: '{name}' is no registered constraint; there are {', '.join(known)}, or give the full path "
+                "of your own, as in class_path: my_project.MyConstraint."
             )
 
 

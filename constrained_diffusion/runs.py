@@ -68,7 +68,8 @@ def latest_run(config: str, root: Path) -> Path:
     link = root / config / "latest"
     if not link.exists():
         raise FileNotFoundError(
-            f"there is no run of '{config}' below '{root}': expected '{link}'; run `lightning fit` with this config first."
+            f"there is no run of '{config}' below '{root}': expected '{link}'; "
+            "run `lightning fit` with this config first."
         )
     return link.resolve()
 
@@ -98,7 +99,7 @@ def _link(link: Path, target: str) -> None:
 
 
 def check_checkpoint(checkpoint: str | None) -> None:
-    """Raise FileNotFoundError or ValueError where `checkpoint` is missing or cannot be read; nothing in it is executed."""
+    """Raise FileNotFoundError or ValueError where `checkpoint` is missing or unreadable; it is not executed."""
     if checkpoint is None:
         return
     if not Path(checkpoint).is_file():

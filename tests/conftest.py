@@ -78,7 +78,12 @@ def fit(tmp_path: Any) -> Any:
     from lightning.pytorch import Trainer
 
     def run(module: Any, data: Any, callbacks: Any = (), ckpt_path: str | None = None, **settings: Any) -> Trainer:
-        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
+        quiet = {
+            "logger": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "num_sanity_val_steps": 0,
+        }
         defaults = {"accelerator": "cpu", "max_epochs": 2, "enable_checkpointing": False, "default_root_dir": tmp_path}
         trainer = Trainer(**{**quiet, **defaults, **settings}, callbacks=list(callbacks))
         trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)

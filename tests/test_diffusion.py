@@ -137,7 +137,9 @@ def test_an_open_side_is_not_clamped() -> None:
     assert Normalizer().clamp(x) is x
 
 
-@pytest.mark.parametrize(("settings", "message"), [({"std": 0.0}, "std > 0"), ({"low": 1.0, "high": 1.0}, "low < high")])
+@pytest.mark.parametrize(
+    ("settings", "message"), [({"std": 0.0}, "std > 0"), ({"low": 1.0, "high": 1.0}, "low < high")]
+)
 def test_a_wrong_normaliser_is_refused(settings: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Normalizer(**settings)  # type: ignore[arg-type]

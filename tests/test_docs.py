@@ -28,7 +28,9 @@ def test_own_constraint_loss_and_controller(recipes, tiny_denoiser, tiny_data, f
     constraint = recipes["InkAtMost"](limit=0.3)
     assert "InkAtMost" in objectives.available(objectives.Constraint)
     torch.testing.assert_close(constraint(torch.full((2, 1, 4, 4), 0.5)), torch.tensor([0.2, 0.2]))
-    module = recipes["HuberDiffusion"](tiny_denoiser(), constraint, "penalty", optimizer=partial(torch.optim.SGD, lr=0.01))
+    module = recipes["HuberDiffusion"](
+        tiny_denoiser(), constraint, "penalty", optimizer=partial(torch.optim.SGD, lr=0.01)
+    )
     trainer = fit(module, tiny_data(), callbacks=[recipes["Doubling"]()], max_epochs=1)
     assert trainer.global_step == 4
     assert float(module.penalty_coefficient) == 16.0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -42,11 +40,11 @@ class WholeStep(Constraint):
 
 
 @pytest.fixture
-def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, object]]:
+def registry(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     """A copy of the registry, so that tests leave nothing behind."""
     copy = dict(objectives._REGISTRY)
     monkeypatch.setattr(objectives, "_REGISTRY", copy)
-    yield copy
+    return copy
 
 
 def test_a_reward_above_its_threshold_is_feasible() -> None:
@@ -118,5 +116,5 @@ def test_only_objectives_are_registered(registry: dict[str, object]) -> None:
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(KeyError, match="'Bal'; registered are .*Feasibility.*RewardAtLeast"):
+    with pytest.raises(KeyError, match=r"'Bal'; registered are .*Feasibility.*RewardAtLeast"):
         objectives.get("Bal")

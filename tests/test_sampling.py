@@ -70,7 +70,7 @@ def test_the_offset_of_stable_diffusion() -> None:
     assert [t for t, _ in pairs] == scheduler.timesteps.tolist()
 
 
-# ------------------------------------------------------------------------------------------------------- against diffusers
+# ---------------------------------------------------------------------------------------------------- against diffusers
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])

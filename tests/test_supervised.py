@@ -44,7 +44,12 @@ def module(**kwargs) -> Supervised:
 
 
 def trainer(**kwargs) -> Trainer:
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
     return Trainer(accelerator="cpu", **{**quiet, **kwargs})
 
 
@@ -101,7 +106,9 @@ def test_augmentation_runs_in_full_precision():
     assert jitter.autocast == {False}
 
 
-@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch")  # our sampler resumes
+@pytest.mark.filterwarnings(
+    "ignore:You're resuming from a checkpoint that ended before the epoch"
+)  # our sampler resumes
 def test_resumed_run_equals_the_uninterrupted_one(tmp_path):
     whole, first, second = (module(augment=Jitter()) for _ in range(3))
     trainer(max_steps=7).fit(whole, Blobs(batch_size=16))

@@ -14,7 +14,10 @@ class LastCheckpoint(ModelCheckpoint):
 
     def __init__(self, every_n_train_steps: int | None = None) -> None:
         super().__init__(
-            filename="last", save_top_k=1, enable_version_counter=False, every_n_train_steps=every_n_train_steps,
+            filename="last",
+            save_top_k=1,
+            enable_version_counter=False,
+            every_n_train_steps=every_n_train_steps,
             save_on_train_epoch_end=every_n_train_steps is None,
         )
 
@@ -26,12 +29,17 @@ class LastCheckpoint(ModelCheckpoint):
 class BestFeasible(ModelCheckpoint):
     """Writes `checkpoints/best_feasible.ckpt`: the lowest held-out diffusion loss among the feasible validations.
 
-    Feasible: the upper 95 % bound of the share of EMA samples with g > tolerance is at most `module.max_violation_rate`.
+    Feasible: the upper 95 % bound of the share of EMA samples with g > tolerance is at most the module's
+    `max_violation_rate`.
     """
 
     def __init__(self) -> None:
         super().__init__(
-            filename="best_feasible", monitor="val/diffusion_loss", mode="min", save_top_k=1, enable_version_counter=False,
+            filename="best_feasible",
+            monitor="val/diffusion_loss",
+            mode="min",
+            save_top_k=1,
+            enable_version_counter=False,
         )
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -39,7 +39,7 @@ class ConstraintCallback(Callback, ABC):
         Write `module.penalty_coefficient` in place; set `trainer.should_stop` to end the fit.
         """
 
-    def start(self, trainer: Trainer, module: PenalisedModule) -> None:  # noqa: B027  (optional hook)
+    def start(self, trainer: Trainer, module: PenalisedModule) -> None:
         """Write the coefficients before the first step; after a resume too."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -52,9 +52,7 @@ class ConstraintCallback(Callback, ABC):
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         self.start(trainer, pl_module)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._penalties.append(outputs["penalty"])
         if trainer.global_step > self.steps:
             penalty = torch.stack(self._penalties).mean(0)

@@ -21,9 +21,9 @@ class PenaltyScheduler(ConstraintCallback):
         max_iterations: I; with scope "fit" it caps the growth (it does not end the fit), with scope "batch" it bounds
             the inner loop on one batch.
         stop_below: tau, compared with P averaged over ranks and accumulated micro-batches.
-        when_satisfied: where P <= tau, "release" the penalty for that step, or "stop" the fit once all constraints are there.
-        scope: "fit" counts i over all optimiser steps; "batch" is Algorithm 1 to the letter: the same rows again with fresh
-            noise, i and C starting anew for each batch, left as soon as P <= tau for all constraints.
+        when_satisfied: where P <= tau, "release" the penalty for that step, or "stop" the fit.
+        scope: "fit" counts i over all optimiser steps; "batch" is Algorithm 1 to the letter: the same rows again with
+            fresh noise, i and C starting anew for each batch, left as soon as P <= tau for all constraints.
 
     Raises:
         ValueError: a setting is out of range.
@@ -41,9 +41,13 @@ class PenaltyScheduler(ConstraintCallback):
     ) -> None:
         super().__init__()
         if growth_factor < 1:
-            raise ValueError(f"growth_factor must be at least 1, so that the penalty never weakens; got {growth_factor}.")
+            raise ValueError(
+                f"growth_factor must be at least 1, so that the penalty never weakens; got {growth_factor}."
+            )
         if initial <= 0 or stop_below < 0:
-            raise ValueError(f"expected initial > 0 and stop_below >= 0, got initial={initial}, stop_below={stop_below}.")
+            raise ValueError(
+                f"expected initial > 0 and stop_below >= 0, got initial={initial}, stop_below={stop_below}."
+            )
         if every_n_steps < 1 or max_iterations < 1:
             raise ValueError(
                 "every_n_steps and max_iterations count optimiser steps and must be at least 1, "
@@ -85,8 +89,8 @@ class PenaltyScheduler(ConstraintCallback):
         sampler = getattr(trainer.datamodule, "sampler", None)
         if not hasattr(sampler, "repeat"):
             raise ValueError(
-                'PenaltyScheduler(scope="batch") repeats batches through the data module\'s KeyedSampler, but the fit has '
-                'none; use a DiffusionDataModule, or scope="fit".'
+                'PenaltyScheduler(scope="batch") repeats batches through the data module\'s KeyedSampler, but the fit '
+                'has none; use a DiffusionDataModule, or scope="fit".'
             )
         return sampler
 

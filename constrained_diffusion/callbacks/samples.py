@@ -22,7 +22,13 @@ class SampleWriter(Callback):
         self._seeds: list[torch.Tensor] = []
 
     def on_predict_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         self._samples.append(outputs.float().cpu())
         self._seeds.append(batch.cpu())

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 
@@ -29,10 +29,7 @@ class FitStatus(Callback):
         self.first: dict[str, float] = {}
         self.best: dict[str, float] = {}
         self.last: dict[str, float] = {}
-        self._started = time.monotonic()
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._started = time.monotonic()
+        self._started = time.monotonic()  # when the fit is set up: drawing its training set counts
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         # Reading a value makes a GPU wait, so there only as often as is logged.
@@ -43,8 +40,9 @@ class FitStatus(Callback):
             terms = {k: float(v) for k, v in trainer.callback_metrics.items() if not torch.isfinite(v).all()}
             _write(trainer, {"status": "diverged", "step": trainer.global_step, "seconds": self._elapsed()})
             raise DivergedError(
-                f"diverged: the loss is {float(loss)} at step {trainer.global_step} (not finite: {', '.join(terms) or 'loss'}); "
-                "lower the learning rate or clip gradients (trainer.gradient_clip_val); the last checkpoint is untouched."
+                f"diverged: the loss is {float(loss)} at step {trainer.global_step} "
+                f"(not finite: {', '.join(terms) or 'loss'}); lower the learning rate or clip gradients "
+                "(trainer.gradient_clip_val); the last checkpoint is untouched."
             )
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:

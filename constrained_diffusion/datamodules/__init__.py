@@ -6,4 +6,11 @@ from constrained_diffusion.datamodules.generated import GeneratedDataModule
 from constrained_diffusion.datamodules.image_folder import ImageFolderDataModule
 from constrained_diffusion.datamodules.mnist import MNISTDataModule
 
-__all__ = ["Batch", "DiffusionDataModule", "GeneratedDataModule", "ImageFolderDataModule", "MNISTDataModule", "TensorRows"]
+__all__ = [
+    "Batch",
+    "DiffusionDataModule",
+    "GeneratedDataModule",
+    "ImageFolderDataModule",
+    "MNISTDataModule",
+    "TensorRows",
+]

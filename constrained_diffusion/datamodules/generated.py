@@ -28,9 +28,9 @@ def default_cache() -> Path:
 class GeneratedDataModule(DiffusionDataModule):
     """Samples of the model that is being fine-tuned, drawn once before the fit and cached.
 
-    The cache's key holds the weights' hash, the sampler, the seeds, the precision and the count, so that another model or
-    setting never meets old samples. The module of the fit must offer `denoiser`, `sample(seeds, weights, sampler)` and
-    `feasible(clean)`, as `ConstrainedDiffusion` does.
+    The cache's key holds the weights' hash, the sampler, the seeds, the precision and the count, so that another model
+    or setting never meets old samples. The module of the fit must offer `denoiser`,
+    `sample(seeds, weights, sampler)` and `feasible(clean)`, as `ConstrainedDiffusion` does.
 
     Args:
         samples: size of the training set.
@@ -76,7 +76,12 @@ class GeneratedDataModule(DiffusionDataModule):
     def cache_file(self) -> Path:
         """Return where the samples of this model and these settings lie."""
         assert self.trainer is not None
-        settings = (asdict(self.sampler_settings), self.first_seed, self.samples + self.held_out, str(self.trainer.precision))
+        settings = (
+            asdict(self.sampler_settings),
+            self.first_seed,
+            self.samples + self.held_out,
+            str(self.trainer.precision),
+        )
         key = mix(*weights_sha256(self._module.denoiser.network).encode(), *repr(settings).encode())
         return self.cache_dir / "generated" / f"{key:016x}.safetensors"
 

@@ -39,7 +39,8 @@ class ImageFolderDataModule(DiffusionDataModule):
         paths = sorted(p for p in self.folder.rglob("*") if p.suffix.lower() in SUFFIXES)
         if len(paths) < 2:
             raise FileNotFoundError(
-                f"expected at least two pictures ({', '.join(sorted(SUFFIXES))}) below '{self.folder}', found {len(paths)}."
+                f"expected at least two pictures ({', '.join(sorted(SUFFIXES))}) below '{self.folder}', "
+                f"found {len(paths)}."
             )
         images = torch.stack([self._read(path) for path in paths])
         held_out = torch.arange(len(images)) % round(1 / self.held_out) == 0
@@ -52,6 +53,8 @@ class ImageFolderDataModule(DiffusionDataModule):
             with Image.open(path) as image:
                 square = ImageOps.fit(image.convert("L" if self.channels == 1 else "RGB"), (self.size, self.size))
         except (UnidentifiedImageError, OSError) as error:
-            raise ValueError(f"'{path}' is not a picture that Pillow can read ({error}); mend it or take it out.") from error
+            raise ValueError(
+                f"'{path}' is not a picture that Pillow can read ({error}); mend it or take it out."
+            ) from error
         pixels = torch.from_numpy(np.array(square)).reshape(self.size, self.size, self.channels)
         return pixels.permute(2, 0, 1)

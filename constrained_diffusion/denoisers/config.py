@@ -63,7 +63,7 @@ def build(config: dict[str, Any], network: nn.Module | None = None) -> Denoiser:
     Raises:
         ValueError: the network cannot be made from the config, or something is missing from it.
     """
-    return Denoiser(*parts(config, network, None, "the config"))
+    return Denoiser(*parts(config, network, None, "the dictionary"))
 
 
 def is_diffusers(network: nn.Module) -> bool:
@@ -82,14 +82,17 @@ def parts(config: dict[str, Any], network: nn.Module | None, schedule: NoiseSche
             f"{source} does not tell how to make its network ({described.get('class', 'class unknown')}): "
             "give the network that takes the weights as `network=...`."
         )
-    if network is None:
-        network = network_class(described["class"], source).from_config(described["config"])
-    if schedule is None:
-        stored = config.get("noise_schedule")
-        if not stored:
-            raise ValueError(f"{source} has no noise schedule: give one as `noise_schedule=...` (a DiffusersSchedule).")
-        schedule = NoiseSchedule(**stored) if "alphas_cumprod" in stored else DiffusersSchedule(stored)
-    normalizer = Normalizer(**config["normalizer"]) if config.get("normalizer") else None
+    stored = config.get("noise_schedule")
+    if schedule is None and not stored:
+        raise ValueError(f"{source} has no noise schedule: give one as `noise_schedule=...` (a DiffusersSchedule).")
+    try:
+        if network is None:
+            network = network_class(described["class"], source).from_config(described["config"])
+        if schedule is None:
+            schedule = NoiseSchedule(**stored) if "alphas_cumprod" in stored else DiffusersSchedule(stored)
+        normalizer = Normalizer(**config["normalizer"]) if config.get("normalizer") else None
+    except (TypeError, LookupError) as error:
+        raise ValueError(f"{source} holds a config that is damaged, or of another version: {error}.") from error
     return Parts(network, schedule, normalizer, tuple(config["sample_shape"]) if config.get("sample_shape") else None)
 
 

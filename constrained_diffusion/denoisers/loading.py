@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,8 @@ _COMPONENTS = ("unet", "transformer")
 _PATTERNS = ["{}diffusion_pytorch_model.{}", "{}diffusion_pytorch_model-0*.{}"]  # whole or in shards, no half precision
 # What torch, safetensors and diffusers raise on files that are cut, foreign or full of code.
 _UNREADABLE = (
-    pickle.UnpicklingError, SafetensorError, RuntimeError, ValueError, OSError, EOFError, LookupError, TypeError,
-    AttributeError,
+    pickle.UnpicklingError, SafetensorError, struct.error, RuntimeError, ValueError, OSError, EOFError, LookupError,
+    TypeError, AttributeError, AssertionError,
 )  # fmt: skip
 
 

@@ -59,10 +59,13 @@ class EvaluatedDiffusion(LightningModule):
         if evaluation is not None and constraints:
             evaluation.bind(constraints)
         # The pretrained copy hides in a tuple, so that it is in no optimiser, no DDP wrapper and no checkpoint.
-        frozen = copy.deepcopy(denoiser.network).requires_grad_(False).eval() if constraints and keep_pretrained else None
+        frozen = (
+            copy.deepcopy(denoiser.network).requires_grad_(False).eval() if constraints and keep_pretrained else None
+        )
         self._frozen: tuple[nn.Module, ...] = (frozen,) if frozen is not None else ()
         self.own_violation = ViolationRate()  #: by the constraints' own g
         self.results: dict[str, dict[str, Any]] = {}
+        self._stored_figures: dict[int, dict[str, Any]] = {}
 
     # ---------------------------------------------------------------- sampling
 
@@ -73,7 +76,7 @@ class EvaluatedDiffusion(LightningModule):
 
     @torch.no_grad()
     def sample(self, seeds: Sequence[int], weights: Weights = "ema", sampler: Sampler | None = None) -> Tensor:
-        """Return one sample per seed, `(len(seeds), *shape)` in the data's units, by the EMA, raw or pretrained weights."""
+        """Return one sample per seed, `(len(seeds), *shape)` in the data's units; EMA, raw or pretrained weights."""
         sampler, schedule = sampler or self.sampler, self.denoiser.noise_schedule
         z = seeded_noise(seeds, self.denoiser.sample_shape, sampler, schedule.num_timesteps).to(self.device)
         with self._evaluating(weights) as network:
@@ -92,7 +95,7 @@ class EvaluatedDiffusion(LightningModule):
         network.train(training)
 
     def stored_samples(self) -> Tensor | None:
-        """Samples of the pretrained weights, seeds 0, 1, .., that lie beside them, where this run would draw the same."""
+        """Samples of the pretrained weights, seeds 0, 1, .., stored beside them, where this run would draw the same."""
         folder = getattr(self.denoiser, "folder", None)
         settings = {"sampler": asdict(self.sampler), "precision": str(self.trainer.precision)}
         return None if self.recompute or folder is None else zoo.stored_samples(folder, settings)
@@ -112,12 +115,19 @@ class EvaluatedDiffusion(LightningModule):
         """Loader 0: the held-out loss of the EMA weights, with noise fixed per row. Loader 1: seeds to sample from."""
         if dataloader_idx == 0:
             loss = self.held_out_loss(batch)
-            self.log("val/diffusion_loss", loss, prog_bar=True, sync_dist=True, batch_size=len(loss_rows(batch)), add_dataloader_idx=False)
+            self.log(
+                "val/diffusion_loss",
+                loss,
+                prog_bar=True,
+                sync_dist=True,
+                batch_size=len(loss_rows(batch)),
+                add_dataloader_idx=False,
+            )
         else:
             self._measure(self.sample(batch.tolist()), self.evaluation, self.own_violation)
 
     def on_validation_epoch_end(self) -> None:
-        if self.own_violation.n == 0:
+        if len(self.trainer.num_val_batches) < 2:  # the same on every rank, unlike the number of samples drawn
             return
         measured = self._measured(self.evaluation, self.own_violation)
         before = self._stored_before(measured["n"])
@@ -127,7 +137,7 @@ class EvaluatedDiffusion(LightningModule):
         self.log_dict({f"val/{name}": value for name, value in flat.items()})
 
     def held_out_loss(self, batch: Batch) -> Tensor:
-        """Return the mean squared error of the EMA network's output on `batch`, with noise and timesteps keyed by row."""
+        """Return the mean squared error of the EMA network's output on `batch`; noise and timesteps keyed by row."""
         schedule, clean = self.denoiser.noise_schedule, self.denoiser.normalizer.normalize(batch.clean)
         index = loss_rows(batch)
         noise = keyed_normal([(self.seed, HELD_OUT, i) for i in index], clean.shape[1:]).to(clean)
@@ -178,11 +188,12 @@ class EvaluatedDiffusion(LightningModule):
         stored = self.stored_samples() if len(self.constraints) else None
         if self.evaluation is None or stored is None or len(stored) < count:
             return None
-        evaluation = copy.deepcopy(self.evaluation)
-        evaluation.reset()
-        rank, world = self.global_rank, self.trainer.world_size
-        evaluation.update(stored[rank:count:world].to(self.device))
-        return evaluation.compute()
+        if count not in self._stored_figures:
+            evaluation = copy.deepcopy(self.evaluation)
+            evaluation.reset()
+            evaluation.update(stored[self.global_rank : count : self.trainer.world_size].to(self.device))
+            self._stored_figures[count] = evaluation.compute()
+        return copy.deepcopy(self._stored_figures[count])
 
     @staticmethod
     def _reset(evaluation: Evaluation | None, own: ViolationRate) -> None:
@@ -194,7 +205,9 @@ class EvaluatedDiffusion(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # Judges and classifiers are named in the config and come from their own files.
-        for key in [k for k in checkpoint["state_dict"] if k.startswith(("evaluation.", "constraints.", "own_violation."))]:
+        for key in [
+            k for k in checkpoint["state_dict"] if k.startswith(("evaluation.", "constraints.", "own_violation."))
+        ]:
             del checkpoint["state_dict"][key]
         checkpoint["batches_seen"] = self.batches_seen
         checkpoint["denoiser"] = denoiser_config(self.denoiser)
@@ -205,8 +218,9 @@ class EvaluatedDiffusion(LightningModule):
         wrong = [k for k, v in ours.items() if k not in state or state[k].shape != v.shape]
         if wrong or "batches_seen" not in checkpoint:
             raise ValueError(
-                f"the checkpoint is of another model: expected {len(ours)} tensors of this denoiser, {len(wrong)} are missing or "
-                f"have other shapes (the first: {(wrong or ['batches_seen'])[0]}); give the config that the checkpoint was made with."
+                f"the checkpoint is of another model: expected {len(ours)} tensors of this denoiser, {len(wrong)} are "
+                f"missing or have other shapes (the first: {(wrong or ['batches_seen'])[0]}); give the config that the "
+                "checkpoint was made with."
             )
         self.batches_seen = checkpoint["batches_seen"]
 

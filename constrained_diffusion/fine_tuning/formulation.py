@@ -11,8 +11,8 @@ class Formulation:
 
     Args:
         balanced: scale each penalty by Algorithm 1's detached ratio rho; otherwise rho = 1 (P eq. 14).
-        anchored: hold the rows whose clean sample satisfies every constraint to the frozen pretrained model's prediction,
-            and give the other rows the penalty alone; otherwise L_diff is the noise-prediction error on all rows.
+        anchored: hold the rows whose clean sample satisfies every constraint to the frozen pretrained model's
+            prediction, and give the other rows the penalty alone; otherwise L_diff is the error on all rows.
     """
 
     balanced: bool

@@ -16,7 +16,7 @@ from constrained_diffusion.denoisers.adapter import Denoiser, Prediction
 from constrained_diffusion.fine_tuning.distributed import sum_over_ranks
 from constrained_diffusion.fine_tuning.evaluated import TRAINING, EvaluatedDiffusion
 from constrained_diffusion.fine_tuning.formulation import formulation as named_formulation
-from constrained_diffusion.fine_tuning.lora import add_adapters, adapters_off
+from constrained_diffusion.fine_tuning.lora import adapters_off, add_adapters
 from constrained_diffusion.fine_tuning.penalty import balance, quadratic_penalty, released, violation
 from constrained_diffusion.metrics.evaluation import Evaluation
 from constrained_diffusion.objectives import Constraint, StepRecord
@@ -40,16 +40,16 @@ class ConstrainedDiffusion(EvaluatedDiffusion):
     Args:
         denoiser: the network with its schedule and units; what it holds at construction is "the pretrained model".
         constraints: one or several; each has its own tolerance and coefficient. None pretrains.
-        formulation: "penalty" (eq. 14), "algorithm1", and both held to the frozen model on feasible rows: "anchored_penalty",
-            "anchored_algorithm1".
+        formulation: "penalty" (eq. 14), "algorithm1", and both held to the frozen model on feasible rows:
+            "anchored_penalty", "anchored_algorithm1".
         max_timestep: T_phi; the constraints see the rows with t < T_phi. None: all rows.
         evaluation: what `validate` and `test` measure on samples.
         sampler: the sampler of evaluation and prediction.
         ema_decay: decay of the moving average of the weights, which every sample is drawn from.
         snr_gamma: gamma of the min-SNR loss weight; None: constant weight.
         lora: keyword arguments of `peft.LoraConfig`; None trains all weights.
-        max_violation_rate: a fit is feasible where the upper 95 % bound of the share of samples with g > tolerance is at most
-            this.
+        max_violation_rate: a fit is feasible where the upper 95 % bound of the share of samples with g > tolerance is
+            at most this.
         recompute: sample the pretrained model again in `test`, even where its samples are stored beside the weights.
         seed: keys the noise and timesteps of training.
         optimizer, lr_scheduler: factories; the learning rate is stepped once per optimiser step.
@@ -79,10 +79,21 @@ class ConstrainedDiffusion(EvaluatedDiffusion):
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         given = [constraints] if isinstance(constraints, Constraint) else list(constraints or [])
-        super().__init__(denoiser, given, evaluation, sampler, max_violation_rate, seed, keep_pretrained=not lora, recompute=recompute)
+        super().__init__(
+            denoiser,
+            given,
+            evaluation,
+            sampler,
+            max_violation_rate,
+            seed,
+            keep_pretrained=not lora,
+            recompute=recompute,
+        )
         total = denoiser.noise_schedule.num_timesteps
         if max_timestep is not None and not 1 <= max_timestep <= total:
-            raise ValueError(f"max_timestep (T_phi) must lie in 1 .. {total}, the length of the schedule; got {max_timestep}.")
+            raise ValueError(
+                f"max_timestep (T_phi) must lie in 1 .. {total}, the length of the schedule; got {max_timestep}."
+            )
         if not 0 <= ema_decay < 1:
             raise ValueError(f"ema_decay must lie in [0, 1), got {ema_decay}.")
         self.formulation, self.max_timestep = named_formulation(formulation), max_timestep or total
@@ -130,7 +141,11 @@ class ConstrainedDiffusion(EvaluatedDiffusion):
             # T_phi is known on the host: choosing the rows there spares the device a synchronisation.
             below = (on_host < self.max_timestep).nonzero().squeeze(1).to(clean.device)
             record = StepRecord(
-                self.denoiser.normalizer.denormalize(prediction.clean), noisy, timesteps, noise, prediction.noise,
+                self.denoiser.normalizer.denormalize(prediction.clean),
+                noisy,
+                timesteps,
+                noise,
+                prediction.noise,
                 None if frozen is None else frozen.noise,
             )
             measured = self.penalty(_rows(record, below), (noise - prediction.noise).square().flatten(1).mean(1))
@@ -139,7 +154,9 @@ class ConstrainedDiffusion(EvaluatedDiffusion):
                 logs[f"penalty/{name}"] = measured.penalty[k]
                 logs[f"violation_rate/{name}"] = measured.violation_rate[k]
                 logs[f"penalty_coefficient/{name}"] = self.penalty_coefficient[k].clone()
-                self.log_dict({"P": measured.penalty[k], "violating": measured.violation_rate[k]}, prog_bar=True, logger=False)
+                self.log_dict(
+                    {"P": measured.penalty[k], "violating": measured.violation_rate[k]}, prog_bar=True, logger=False
+                )
         logs["loss/total"] = result["loss"].detach()
         self.log_dict(logs, batch_size=len(clean))
         self.log("loss", result["loss"].detach(), prog_bar=True, logger=False)
@@ -148,7 +165,7 @@ class ConstrainedDiffusion(EvaluatedDiffusion):
     def diffusion_loss(
         self, batch: Batch, prediction: Prediction, frozen: Prediction | None, noise: Tensor, timesteps: Tensor
     ) -> Tensor:
-        """Return L_diff, a scalar: the squared error on the model's own target, or on the frozen model's output where anchored."""
+        """Return L_diff, a scalar: the error on the model's own target, or on the frozen model's output."""
         schedule, clean = self.denoiser.noise_schedule, self.denoiser.normalizer.normalize(batch.clean)
         anchored = frozen is not None and self.formulation.anchored
         target = frozen.output if anchored and frozen else schedule.target(clean, noise, timesteps)
@@ -207,7 +224,13 @@ class ConstrainedDiffusion(EvaluatedDiffusion):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
-        trained = [(e, p.detach()) for e, p in zip(self.ema.parameters(), self.denoiser.network.parameters(), strict=True)]
+        self.update_ema()
+
+    def update_ema(self) -> None:
+        """Move the EMA weights one step towards the trained ones; called after every optimiser step."""
+        trained = [
+            (e, p.detach()) for e, p in zip(self.ema.parameters(), self.denoiser.network.parameters(), strict=True)
+        ]
         self._update_ema([e for e, _ in trained], [p for _, p in trained], 0)
 
     def configure_optimizers(self) -> Any:

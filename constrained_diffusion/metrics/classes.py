@@ -52,6 +52,7 @@ class ClassEvaluation(Evaluation):
         label: the forbidden class; read from the bound constraints when not given.
         feature_extractor: replaces the judge's features, for example `inception_features(...)`; the reference must then
             come from the same network.
+        preprocess: what samples pass before they are judged, for example a crop to the judge's size.
 
     Raises:
         ValueError: the judge does not say how many classes it has, or has none of that label, or the confidence is
@@ -66,6 +67,7 @@ class ClassEvaluation(Evaluation):
         confidence: float = 0.5,
         label: int | None = None,
         feature_extractor: nn.Module | None = None,
+        preprocess: nn.Module | None = None,
     ) -> None:
         super().__init__()
         num_classes = getattr(judge, "num_classes", None)
@@ -78,7 +80,7 @@ class ClassEvaluation(Evaluation):
             raise ValueError(f"confidence is a probability in [0, 1], for example 0.5, got {confidence}.")
         self.judge = judge.requires_grad_(False).eval()
         self.feature_extractor = None if feature_extractor is None else feature_extractor.requires_grad_(False).eval()
-        self.confidence, self.num_classes = confidence, num_classes
+        self.confidence, self.num_classes, self.preprocess = confidence, num_classes, preprocess or nn.Identity()
         self._given_label = self.label = None if label is None else self._checked(label)
         self.violations = ViolationRate()
         self.classes = ClassCounts(num_classes, confidence)
@@ -129,7 +131,7 @@ class ClassEvaluation(Evaluation):
         Raises:
             ValueError: some hold NaN.
         """
-        images = as_stored(clean)
+        images = as_stored(self.preprocess(clean))
         if bool(images.isnan().any()):
             raise ValueError(
                 "an evaluation expects finite samples, got NaN; the model has diverged, so lower the learning rate or "
@@ -151,7 +153,6 @@ class ClassEvaluation(Evaluation):
         Raises:
             ValueError: no sample was measured.
         """
-        self._take_part()
         metrics = self.classes.compute()
         distances = {"fid": None, "kid": None} if self.distances is None else self.distances.compute()
         nothing = {"violation_rate": None, "violation_upper_95": None, "n": sum(metrics["class_histogram"])}
@@ -170,7 +171,7 @@ class ClassEvaluation(Evaluation):
 
         Images that hold NaN, which `update` refuses, are invalid: the grid of a diverged model can still be drawn.
         """
-        images = as_stored(clean)
+        images = as_stored(self.preprocess(clean))
         predicted, probability = self._classify(images.nan_to_num())
         broken = images.isnan().flatten(1).any(1)
         violation = (predicted == (-1 if self.label is None else self.label)) & ~broken
@@ -205,16 +206,6 @@ class ClassEvaluation(Evaluation):
                 return cast(HasFeatures, self.judge).features(images)
             features: Tensor = self.feature_extractor(images)
             return features
-
-    def _take_part(self) -> None:
-        """Make a rank without samples join the gathering, with none."""
-        device = self.classes.device
-        if not self.classes.update_called:
-            self.classes.update(torch.zeros(0, dtype=torch.long, device=device), torch.zeros(0, device=device))
-            if self.label is not None:
-                self.violations.update(torch.zeros(0, dtype=torch.bool, device=device))
-            if self.distances is not None:
-                self.distances.update(torch.zeros(0, len(self.distances.reference.mean), device=device))
 
 
 def _full_precision(images: Tensor) -> torch.autocast:

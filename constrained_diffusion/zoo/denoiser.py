@@ -56,15 +56,15 @@ def denoiser(target: Path, export: Path, data_dir: str | None, count: int = COUN
     quality = draw(model, QUALITY, count)
     before = draw(model, BEFORE, count)
     zoo.write_sheet(before, target / "samples.png")
-    shares = [c / count for c in (found := measure(quality))["metrics"]["class_histogram"]]
+    found = measure(quality)["metrics"]
     real = cards.read(zoo.path("mnist_judge"))["figures"]["share_confidence_above_0.9"]
     figures = {
         "parameters": sum(p.numel() for p in model.parameters()),
         f"DDIM {QUALITY.steps} steps, n": count,
-        "share_confidence_above_0.9": found["metrics"]["confident_rate"],
+        "share_confidence_above_0.9": found["confident_rate"],
         "share_confidence_above_0.9_of_real_test_digits": real,
-        "class_shares": shares,
-        "fid": found["metrics"]["fid"],
+        "class_shares": [c / count for c in found["class_histogram"]],
+        "fid": found["fid"],
         f"before, DDIM {BEFORE.steps} steps": {str(label): measure(before, label) for label in range(10)},
     }
     return cards.Card(
@@ -77,8 +77,8 @@ def denoiser(target: Path, export: Path, data_dir: str | None, count: int = COUN
         figures=figures,
         notes=[
             "EMA weights of the last step; stopped and resumed from its own checkpoint on the way.",
-            f"samples.png: the `before` samples of the evaluation seeds 0 .. {count - 1}, 100 in a row, from which `test` "
-            "measures the pretrained model without sampling it again (`--recompute` samples it).",
+            f"samples.png: the `before` samples of the evaluation seeds 0 .. {count - 1}, 100 in a row, from which "
+            "`test` measures the pretrained model without sampling it again (`--recompute` samples it).",
         ],
         samples={"sampler": asdict(BEFORE), "precision": PRECISION, "count": count, "size": model.sample_shape[-1]},
     )

@@ -41,13 +41,19 @@ def run(tiny_denoiser, too_bright, tiny_data, fit):
 
 def test_table_1(run):
     """i = 1 .. 60: c r^floor(min(i, 50) / 10), from 0.05 to 0.05 * 1.2^5 = 0.1244."""
-    got = run(PenaltyScheduler(initial=0.05, growth_factor=1.2, every_n_steps=10, max_iterations=50, stop_below=0.0)).coefficients
+    got = run(
+        PenaltyScheduler(initial=0.05, growth_factor=1.2, every_n_steps=10, max_iterations=50, stop_below=0.0)
+    ).coefficients
     assert got == pytest.approx([0.05 * 1.2 ** (min(i, 50) // 10) for i in range(1, 61)])
     assert got[-1] == pytest.approx(0.124416)
 
 
 def test_accumulated_micro_batches_are_one_step(run):
-    got = run(PenaltyScheduler(initial=1.0, growth_factor=2.0, every_n_steps=1, stop_below=0.0), accumulate_grad_batches=2, max_epochs=2)
+    got = run(
+        PenaltyScheduler(initial=1.0, growth_factor=2.0, every_n_steps=1, stop_below=0.0),
+        accumulate_grad_batches=2,
+        max_epochs=2,
+    )
     assert got.coefficients == [2.0, 2.0, 4.0, 4.0, 8.0, 8.0, 16.0, 16.0]
 
 
@@ -63,7 +69,12 @@ def test_release_writes_tau(run, tiny_denoiser, too_bright, tiny_data, fit):
 
 
 def test_batch_scope_repeats_the_same_rows_and_starts_c_anew(run):
-    got = run(PenaltyScheduler(initial=1.0, growth_factor=2.0, every_n_steps=2, max_iterations=3, stop_below=0.0, scope="batch"), max_epochs=3)
+    got = run(
+        PenaltyScheduler(
+            initial=1.0, growth_factor=2.0, every_n_steps=2, max_iterations=3, stop_below=0.0, scope="batch"
+        ),
+        max_epochs=3,
+    )
     assert got.rows[0] == got.rows[1] == got.rows[2]
     assert got.rows[3] == got.rows[5]
     assert set(got.rows[0]).isdisjoint(got.rows[3])
@@ -100,7 +111,9 @@ def test_bad_settings(settings, message):
 
 
 def test_a_module_without_constraints_is_refused(tiny_denoiser, tiny_data, fit):
-    with pytest.raises(ValueError, match="PenaltyScheduler steers the penalties of a module with constraints, but the model has none"):
+    with pytest.raises(
+        ValueError, match="PenaltyScheduler steers the penalties of a module with constraints, but the model has none"
+    ):
         fit(ConstrainedDiffusion(tiny_denoiser(), optimizer=SGD), tiny_data(), callbacks=[PenaltyScheduler()])
 
 
@@ -110,8 +123,14 @@ def test_batch_scope_needs_the_keyed_sampler(tiny_denoiser, too_bright, tiny_dat
     data = tiny_data()
     module = ConstrainedDiffusion(tiny_denoiser(), too_bright(), optimizer=SGD)
     trainer = Trainer(
-        max_steps=1, callbacks=[PenaltyScheduler(scope="batch")], logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path, accelerator="cpu",
+        max_steps=1,
+        callbacks=[PenaltyScheduler(scope="batch")],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+        accelerator="cpu",
     )
     with pytest.raises(ValueError, match="repeats batches through the data module's KeyedSampler"):
         trainer.fit(module, train_dataloaders=data.train_dataloader())

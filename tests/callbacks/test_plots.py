@@ -60,10 +60,8 @@ def test_a_long_curve_is_smoothed_without_a_shift():
 
 def test_the_trend_shows_percent_bounds_and_what_is_allowed():
     epochs = [0, 1, 2]
-    svg = trend(
-        Line("FID", epochs, [7.0, 8.0, 7.5]), Line("fours", epochs, [0.1, 0.02, 0.04]), Line("", epochs, [0.2, 0.1, 0.06]),
-        limit=0.01,
-    )  # fmt: skip
+    rate, upper = Line("fours", epochs, [0.1, 0.02, 0.04]), Line("", epochs, [0.2, 0.1, 0.06])
+    svg = trend(Line("FID", epochs, [7.0, 8.0, 7.5]), rate, upper, limit=0.01)
     assert {"FID", "fours (%)", "epoch", "upper 95 % bound", "allowed: 1 %"} <= set(texts(svg))
     (_, y0), (_, y1), (_, y2) = next(path for path in paths(svg, plots.RED, "stroke") if len(path) == 3)
     assert (y0 - y2) / (y0 - y1) == pytest.approx(0.06 / 0.08, rel=1e-3)

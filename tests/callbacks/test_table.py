@@ -104,8 +104,8 @@ def test_the_removed_class_has_a_name(label, classes, word):
 
 def test_the_verdict_says_what_happened_and_what_it_cost(results):
     assert verdict(results) == (
-        "feasible: fours fell from 10.2 % to 0.2 % (upper 95 % bound 0.46 %, n = 2,000); the other nine kept their shares "
-        "(total variation 0.03, noise floor 0.03), FID fell from 7.9 to 6.9."
+        "feasible: fours fell from 10.2 % to 0.2 % (upper 95 % bound 0.46 %, n = 2,000); "
+        "the other nine kept their shares (total variation 0.03, noise floor 0.03), FID fell from 7.9 to 6.9."
     )
 
 
@@ -123,9 +123,10 @@ def test_the_verdict_without_a_fit_or_a_judge(results):
     unfitted = copy.deepcopy(results) | {"status": "not fitted"}
     assert verdict(unfitted).startswith("not fitted: fours at 0.2 % (upper")
     assert "kept" not in verdict(unfitted)
-    own = {"status": "feasible", "before": {"own_violation_rate": 0.1, "violation_rate": None},
-           "after": {"own_violation_rate": 0.0, "own_violation_upper_95": 0.0015, "violation_rate": None, "n": 2000}}  # fmt: skip
-    assert verdict(own) == "feasible: violations fell from 10.0 % to 0 % (upper 95 % bound 0.15 %, n = 2,000)."
+    before = {"own_violation_rate": 0.1, "violation_rate": None}
+    after = {"own_violation_rate": 0.0, "own_violation_upper_95": 0.0015, "violation_rate": None, "n": 2000}
+    text = verdict({"status": "feasible", "before": before, "after": after})
+    assert text == "feasible: violations fell from 10.0 % to 0 % (upper 95 % bound 0.15 %, n = 2,000)."
     assert verdict({}) == "status unknown: nothing was measured."
 
 

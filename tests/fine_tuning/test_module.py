@@ -175,7 +175,9 @@ def test_pretraining_learns(tiny_denoiser, fit, tiny_data):
 
 
 def test_fine_tuning_reduces_the_violation(tiny_denoiser, too_bright, fit, tiny_data):
-    m = ConstrainedDiffusion(tiny_denoiser(), too_bright(), "penalty", optimizer=partial(torch.optim.Adam, lr=1e-2), ema_decay=0.5)
+    m = ConstrainedDiffusion(
+        tiny_denoiser(), too_bright(), "penalty", optimizer=partial(torch.optim.Adam, lr=1e-2), ema_decay=0.5
+    )
 
     def share():
         return float((m.sample(range(64)).flatten(1).mean(1) > 0.4).float().mean())
@@ -224,7 +226,12 @@ def test_a_checkpoint_of_another_model(tiny_denoiser, fit, tiny_data, tmp_path):
     wider = tiny_denoiser()
     wider.network.last = nn.Conv2d(8, 1, 5, padding=2)
     with pytest.raises(ValueError, match="the checkpoint is of another model"):
-        fit(ConstrainedDiffusion(wider, optimizer=SGD), tiny_data(), ckpt_path=str(tmp_path / "other.ckpt"), max_epochs=3)
+        fit(
+            ConstrainedDiffusion(wider, optimizer=SGD),
+            tiny_data(),
+            ckpt_path=str(tmp_path / "other.ckpt"),
+            max_epochs=3,
+        )
 
 
 def test_a_step_record_constraint_sees_everything(module):

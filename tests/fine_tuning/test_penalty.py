@@ -43,7 +43,7 @@ def test_an_attached_ratio_cancels_the_penalty_and_a_detached_one_does_not() -> 
 
     attached = error / p.clamp(min=penalty.FLOOR)
     (gradient,) = torch.autograd.grad((attached * p).sum(), weight, retain_graph=True)
-    torch.testing.assert_close(gradient, of_error, rtol=1e-12, atol=1e-12)  # E alone: nothing is learnt of the constraint
+    torch.testing.assert_close(gradient, of_error, rtol=1e-12, atol=1e-12)  # E alone: nothing is learnt
 
     rho = penalty.balance(error, p)
     assert not rho.requires_grad

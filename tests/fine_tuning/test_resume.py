@@ -16,7 +16,11 @@ from constrained_diffusion.fine_tuning.schedules import WarmupStableDecay
 def make(tiny_denoiser, too_bright, tiny_data):
     def make(scope):
         module = ConstrainedDiffusion(
-            tiny_denoiser(), too_bright(), "anchored_algorithm1", max_timestep=60, optimizer=partial(torch.optim.Adam, lr=1e-2),
+            tiny_denoiser(),
+            too_bright(),
+            "anchored_algorithm1",
+            max_timestep=60,
+            optimizer=partial(torch.optim.Adam, lr=1e-2),
             lr_scheduler=partial(WarmupStableDecay, total_steps=12, warmup_steps=3, decay_steps=4),
         )
         scheduler = PenaltyScheduler(every_n_steps=2, max_iterations=3, stop_below=1e-4, scope=scope)

@@ -40,7 +40,8 @@ class Painted(nn.Module):
 
 class PaintedWithFeatures(Painted):
     def features(self, images: Tensor) -> Tensor:
-        return self.dropout(images.flatten(1) * self.scale)
+        pixels = images.flatten(1) * self.scale
+        return self.dropout(pixels @ torch.eye(pixels.shape[1]))  # exact, but not in the half precision of autocast
 
 
 class Forbid(Constraint):
@@ -264,8 +265,10 @@ def test_errors(reference: str) -> None:
         ClassEvaluation(Painted()).bind([Forbid(), Forbid()])
     with pytest.raises(ValueError, match="finite samples, got NaN; the model has diverged"):
         ClassEvaluation(Painted()).update(torch.full((2, 1, 2, 2), float("nan")))
+    nothing = ClassEvaluation(PaintedWithFeatures(), reference, label=2)
+    nothing.update(torch.zeros(0, 1, 2, 2))
     with pytest.raises(ValueError, match="at least one sample, got none; call update"):
-        ClassEvaluation(PaintedWithFeatures(), reference, label=2).compute()
+        nothing.compute()
     with pytest.raises(ValueError, match=r"width 4, but the samples' have shape \(1, 9\)"):
         ClassEvaluation(PaintedWithFeatures(), reference).update(torch.zeros(1, 1, 3, 3))
 

@@ -1,0 +1,142 @@
+"""One adapter for every kind of network."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+
+from constrained_diffusion.denoisers.adapter import Denoiser
+from constrained_diffusion.diffusion import NoiseSchedule, Normalizer
+
+
+def schedule(kind: Any = "epsilon") -> NoiseSchedule:
+    return NoiseSchedule(torch.cos(torch.linspace(0.05, 1.5, 50)) ** 2, kind)
+
+
+class Tokens(nn.Module):
+    """Adds each token's timestep, and the condition if there is one; answers as `wrap` says."""
+
+    def __init__(self, wrap: Any = lambda x: x) -> None:
+        super().__init__()
+        self.wrap = wrap
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, condition: Tensor | None = None) -> Any:
+        shift = timesteps.reshape(timesteps.shape + (1,) * (noisy.ndim - timesteps.ndim))
+        return self.wrap(noisy + shift + (0 if condition is None else condition))
+
+
+def test_a_plain_network_with_one_or_many_noise_levels() -> None:
+    denoiser = Denoiser(Tokens(), schedule(), Normalizer(), sample_shape=(3, 2))
+    noisy = torch.zeros(2, 3, 2)
+    assert denoiser(noisy, torch.tensor([4, 5]))[:, 0, 0].tolist() == [4, 5]
+    levels = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    assert denoiser(noisy, levels)[..., 0].tolist() == levels.tolist()
+    assert denoiser(noisy, torch.tensor([4, 5]), torch.tensor(10.0))[:, 0, 0].tolist() == [14, 15]
+    prediction = denoiser.predict(noisy, levels)
+    assert prediction.clean.shape == noisy.shape
+
+
+def test_an_answer_may_be_an_object_with_a_sample() -> None:
+    wrapped = Denoiser(Tokens(lambda x: SimpleNamespace(sample=x)), schedule(), sample_shape=(2,))
+    noisy, timesteps = torch.randn(3, 2), torch.tensor([0, 1, 2])
+    assert torch.equal(wrapped(noisy, timesteps), Denoiser(Tokens(), schedule(), sample_shape=(2,))(noisy, timesteps))
+
+
+def test_a_half_precision_answer_takes_the_dtype_of_the_input() -> None:
+    denoiser = Denoiser(Tokens(lambda x: x.bfloat16()), schedule(), sample_shape=(2,))
+    assert denoiser(torch.zeros(1, 2), torch.tensor([0])).dtype == torch.float32
+
+
+def test_a_unet_of_diffusers(unet: Any) -> None:
+    network = unet()
+    denoiser = Denoiser(network, schedule())
+    noisy, timesteps = torch.randn(2, 1, 8, 8), torch.tensor([0, 49])
+    assert denoiser.sample_shape == (1, 8, 8)
+    assert torch.equal(denoiser(noisy, timesteps), network(noisy, timesteps).sample)
+
+
+def test_class_labels_reach_a_class_conditional_unet(unet: Any) -> None:
+    network = unet(num_class_embeds=5)
+    denoiser = Denoiser(network, schedule())
+    noisy, timesteps, labels = torch.randn(2, 1, 8, 8), torch.tensor([0, 49]), torch.tensor([1, 4])
+    given = denoiser(noisy, timesteps, labels)
+    assert torch.equal(given, network(noisy, timesteps, class_labels=labels).sample)
+    assert not torch.equal(given, denoiser(noisy, timesteps, torch.tensor([1, 3])))
+
+
+def test_hidden_states_reach_a_conditional_unet() -> None:
+    torch.manual_seed(0)
+    network = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=2,
+        out_channels=2,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=6,
+        norm_num_groups=4,
+        attention_head_dim=4,
+    ).eval()
+    denoiser = Denoiser(network, schedule())
+    noisy, timesteps, states = torch.randn(2, 2, 8, 8), torch.tensor([0, 49]), torch.randn(2, 3, 6)
+    assert denoiser.sample_shape == (2, 8, 8)
+    given = denoiser(noisy, timesteps, states)
+    assert torch.equal(given, network(noisy, timesteps, encoder_hidden_states=states).sample)
+    assert not torch.equal(given, denoiser(noisy, timesteps, 2 * states))
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
+def test_a_network_that_knows_the_answer_is_read_right(kind: Any) -> None:
+    s, generator = schedule(kind), torch.Generator().manual_seed(0)
+    clean, noise = torch.rand(6, 1, 4, 4, generator=generator) * 2 - 1, torch.randn(6, 1, 4, 4, generator=generator)
+    timesteps = torch.tensor([0, 1, 10, 20, 30, 45])
+    target = s.target(clean, noise, timesteps)
+    denoiser = Denoiser(Tokens(lambda _: target), s, sample_shape=(1, 4, 4))
+    prediction = denoiser.predict(s.add_noise(clean, noise, timesteps), timesteps)
+    assert torch.equal(prediction.output, target)
+    torch.testing.assert_close(prediction.clean, clean, rtol=0, atol=1e-4)
+    torch.testing.assert_close(prediction.noise, noise, rtol=0, atol=1e-4)
+
+
+def test_predicted_clean_samples_lie_in_the_range_and_carry_gradients() -> None:
+    denoiser = Denoiser(Tokens(), schedule(), sample_shape=(4,))
+    noisy = (5 * torch.randn(8, 4)).requires_grad_()
+    clean = denoiser.predict(noisy, torch.full((8,), 45)).clean
+    assert clean.abs().max() <= 1
+    (gradient,) = torch.autograd.grad(clean.sum(), noisy)
+    assert (gradient != 0).all()
+
+
+def test_another_network_of_the_kind_answers_in_its_place(unet: Any) -> None:
+    denoiser, other = Denoiser(unet(0), schedule()), unet(1)
+    noisy, timesteps = torch.randn(2, 1, 8, 8), torch.tensor([0, 49])
+    assert torch.equal(
+        denoiser.predict(noisy, timesteps, network=other).output, Denoiser(other, schedule())(noisy, timesteps)
+    )
+
+
+def test_the_schedule_and_units_travel_in_the_state(unet: Any) -> None:
+    keys = Denoiser(unet(), schedule()).state_dict().keys()
+    assert {"noise_schedule.alphas_cumprod", "normalizer.mean", "normalizer.std"} <= keys
+
+
+def test_data_of_another_shape_are_refused(unet: Any) -> None:
+    denoiser = Denoiser(unet(), schedule())
+    denoiser.check_data((1, 8, 8))
+    with pytest.raises(ValueError, match=r"expects samples of shape \(1, 8, 8\) .* the data has \(3, 8, 8\); resize"):
+        denoiser.check_data((3, 8, 8))
+
+
+def test_oblong_samples_are_read_from_the_config(unet: Any) -> None:
+    assert Denoiser(unet(sample_size=(8, 16)), schedule()).sample_shape == (1, 8, 16)
+
+
+def test_a_shape_must_come_from_somewhere() -> None:
+    with pytest.raises(ValueError, match=r"sample_shape must be given for a Tokens: .* \(1, 28, 28\)"):
+        Denoiser(Tokens(), schedule())
