@@ -2,7 +2,7 @@
 #
 #   PYTHON=python3.12              the interpreter that the environment is made with
 #   VENV=.venv                     where the environment lies
-#   PYTEST_ARGS="-n 2"             more arguments for pytest
+#   PYTEST_ARGS="-k penalty -x"    more arguments for pytest
 #   CONSTRAINED_DIFFUSION_DATA=... the folder that holds MNIST/; tests that need real data are skipped without it
 
 PYTHON ?= python3

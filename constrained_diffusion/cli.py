@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only
 
 from constrained_diffusion import constraints, datamodules, denoisers, metrics, objectives, rewards, runs
 from constrained_diffusion.callbacks import (
@@ -97,6 +97,8 @@ class ConstrainedCLI(LightningCLI):
             kwargs["logger"] = False
         given = {type(callback) for callback in config.callbacks or []}
         callbacks = _callbacks(self.model, self.config_name, fit) + ([ContinueLog(rows)] if rows else [])
+        if config.enable_progress_bar is not False:
+            callbacks.append(RichProgressBar())
         self.trainer_defaults["callbacks"] = [c for c in callbacks if type(c) not in given]
         return super().instantiate_trainer(**kwargs)
 
@@ -116,7 +118,7 @@ def _loggers(run: Path, resumed: int | None) -> list[Any]:
 
 
 def _callbacks(model: LightningModule, config: str, fit: bool) -> list[Callback]:
-    everyone: list[Callback] = [RichProgressBar(), LastCheckpoint(), Export()] if fit else [RichProgressBar()]
+    everyone: list[Callback] = [LastCheckpoint(), Export()] if fit else []
     if not isinstance(model, EvaluatedDiffusion):
         return everyone
     fitting: list[Callback] = [FitStatus(), BestFeasible()] if fit else [SampleWriter()]

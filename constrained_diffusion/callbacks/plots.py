@@ -214,7 +214,7 @@ def _render(sheet: Figure, kind: Kind) -> bytes:
         unnamed = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         sheet.savefig(page, format="svg", transparent=True, metadata=unnamed)
     text = page.getvalue().decode()
-    text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     text = re.sub(r' id="[\w.]+_\d+"', "", text)  # one page holds several plots; clip paths keep their hashed names
     text = text.replace("'DejaVu Sans'", "system-ui, sans-serif").replace(_INK, "currentColor")
     return re.sub(r"\n\s*", "\n", text).encode()

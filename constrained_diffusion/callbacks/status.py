@@ -33,7 +33,7 @@ class FitStatus(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         # Reading a value makes a GPU wait, so there only as often as is logged.
-        if trainer.strategy.root_device.type != "cpu" and batch_idx % trainer.log_every_n_steps:
+        if trainer.strategy.root_device.type != "cpu" and batch_idx % trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
         loss = outputs["loss"]
         if not bool(torch.isfinite(loss).all()):

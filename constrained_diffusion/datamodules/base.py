@@ -94,7 +94,7 @@ class DiffusionDataModule(LightningDataModule, ABC):
         self.sampler = KeyedSampler(len(rows), self.batch_size, self.seed)
         if self._restored:
             self.sampler.position = self._restored["position"]
-        return DataLoader(rows, self.batch_size, sampler=self.sampler, drop_last=True, collate_fn=as_is)
+        return DataLoader(rows, batch_size=self.batch_size, sampler=self.sampler, drop_last=True, collate_fn=as_is)
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         loaders: list[DataLoader[Any]] = [self._in_order(self.data[1], collate_fn=as_is)]
@@ -111,7 +111,7 @@ class DiffusionDataModule(LightningDataModule, ABC):
 
     def _in_order(self, rows: Any, **kwargs: Any) -> DataLoader[Any]:
         sampler = Shard(len(rows))
-        return DataLoader(rows, self.eval_batch_size, sampler=sampler, **kwargs)
+        return DataLoader(rows, batch_size=self.eval_batch_size, sampler=sampler, **kwargs)
 
     def state_dict(self) -> dict[str, Any]:
         return {} if self.sampler is None else {"position": self.sampler.position}

@@ -82,7 +82,7 @@ def parts(config: dict[str, Any], network: nn.Module | None, schedule: NoiseSche
             f"{source} does not tell how to make its network ({described.get('class', 'class unknown')}): "
             "give the network that takes the weights as `network=...`."
         )
-    stored = config.get("noise_schedule")
+    stored: dict[str, Any] = config.get("noise_schedule") or {}
     if schedule is None and not stored:
         raise ValueError(f"{source} has no noise schedule: give one as `noise_schedule=...` (a DiffusersSchedule).")
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
@@ -56,6 +57,9 @@ class EvaluatedDiffusion(LightningModule):
         self.constraint_names = _unique_names(constraints)
         self.evaluation, self.sampler, self.seed, self.recompute = evaluation, sampler, seed, recompute
         self.max_violation_rate = max_violation_rate
+        self.strict_loading = (
+            False  # a checkpoint leaves judges and classifiers out; `on_load_checkpoint` checks the rest
+        )
         if evaluation is not None and constraints:
             evaluation.bind(constraints)
         # The pretrained copy hides in a tuple, so that it is in no optimiser, no DDP wrapper and no checkpoint.
@@ -66,6 +70,7 @@ class EvaluatedDiffusion(LightningModule):
         self.own_violation = ViolationRate()  #: by the constraints' own g
         self.results: dict[str, dict[str, Any]] = {}
         self._stored_figures: dict[int, dict[str, Any]] = {}
+        self._started, self._earlier_seconds = 0.0, 0.0
 
     # ---------------------------------------------------------------- sampling
 
@@ -209,7 +214,7 @@ class EvaluatedDiffusion(LightningModule):
             k for k in checkpoint["state_dict"] if k.startswith(("evaluation.", "constraints.", "own_violation."))
         ]:
             del checkpoint["state_dict"][key]
-        checkpoint["batches_seen"] = self.batches_seen
+        checkpoint["batches_seen"], checkpoint["seconds"] = self.batches_seen, self.seconds
         checkpoint["denoiser"] = denoiser_config(self.denoiser)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -222,12 +227,7 @@ class EvaluatedDiffusion(LightningModule):
                 f"missing or have other shapes (the first: {(wrong or ['batches_seen'])[0]}); give the config that the "
                 "checkpoint was made with."
             )
-        self.batches_seen = checkpoint["batches_seen"]
-
-    @property
-    def strict_loading(self) -> bool:
-        """Off: a checkpoint leaves judges and classifiers out; `on_load_checkpoint` checks the rest."""
-        return False
+        self.batches_seen, self._earlier_seconds = checkpoint["batches_seen"], checkpoint.get("seconds", 0.0)
 
     def export(self, folder: str | Path) -> None:
         """Write the EMA weights to `folder`: a diffusers pipeline where the network is one, else safetensors."""
@@ -237,7 +237,21 @@ class EvaluatedDiffusion(LightningModule):
 
     def training_facts(self) -> dict[str, Any]:
         """Return what a card says of the training: seed, batches, and the torch that did it."""
-        return {"seed": self.seed, "batches": self.batches_seen, "torch": torch.__version__}
+        return {
+            "seed": self.seed,
+            "batches": self.batches_seen,
+            "seconds": round(self.seconds),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
+
+    @property
+    def seconds(self) -> float:
+        """How long the fit has taken, earlier parts of a resumed one included."""
+        return self._earlier_seconds + (time.monotonic() - self._started if self._started else 0.0)
+
+    def on_fit_start(self) -> None:
+        self._started = time.monotonic()
 
     def weights_sha256(self) -> dict[str, str]:
         """Return the hashes of the pretrained weights (where a copy is kept) and of the EMA weights."""

@@ -48,7 +48,7 @@ def merge_adapters(network: nn.Module) -> nn.Module:
 
     for name, module in list(network.named_modules()):
         if isinstance(module, BaseTunerLayer):
-            module.merge()  # type: ignore[operator]
+            module.merge()
             parent, _, child = name.rpartition(".")
             setattr(network.get_submodule(parent), child, module.get_base_layer())
     return network

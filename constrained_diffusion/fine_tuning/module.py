@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -241,5 +241,5 @@ class ConstrainedDiffusion(EvaluatedDiffusion):
 
 
 def _rows(record: StepRecord, rows: Tensor) -> StepRecord:
-    chosen = {f.name: getattr(record, f.name) for f in fields(record)}
-    return StepRecord(**{name: None if value is None else value[rows] for name, value in chosen.items()})
+    values = {field.name: getattr(record, field.name) for field in fields(record)}
+    return replace(record, **{name: value[rows] for name, value in values.items() if value is not None})

@@ -131,7 +131,10 @@ def build(entry: str, export: str | Path, data_dir: str | None = None, zoo_dir: 
     name, make = ENTRIES[entry]
     target = Path(zoo_dir) / name
     target.mkdir(parents=True, exist_ok=True)
-    cards.write(make(target, Path(export), data_dir), target)
+    card = make(target, Path(export), data_dir)
+    for file in target.rglob("*"):
+        file.chmod(0o644 if file.is_file() else 0o755)  # safetensors writes files that only their owner may read
+    cards.write(card, target)
     return target
 
 

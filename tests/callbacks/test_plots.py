@@ -63,19 +63,24 @@ def test_the_trend_shows_percent_bounds_and_what_is_allowed():
     rate, upper = Line("fours", epochs, [0.1, 0.02, 0.04]), Line("", epochs, [0.2, 0.1, 0.06])
     svg = trend(Line("FID", epochs, [7.0, 8.0, 7.5]), rate, upper, limit=0.01)
     assert {"FID", "fours (%)", "epoch", "upper 95 % bound", "allowed: 1 %"} <= set(texts(svg))
-    (_, y0), (_, y1), (_, y2) = next(path for path in paths(svg, plots.RED, "stroke") if len(path) == 3)
-    assert (y0 - y2) / (y0 - y1) == pytest.approx(0.06 / 0.08, rel=1e-3)
+    measured, bound = ([y for _, y in path] for path in paths(svg, plots.RED, "stroke") if len(path) == 3)
+    assert (measured[0] - measured[2]) / (measured[0] - measured[1]) == pytest.approx(0.06 / 0.08, rel=1e-3)
+    assert (bound[0] - bound[2]) / (measured[0] - measured[2]) == pytest.approx(0.14 / 0.06, rel=1e-3)
     ticks = [float(text) for text in texts(svg) if re.fullmatch(r"[\d.]+", text)]
-    assert max(ticks) >= 10  # shares are drawn in percent
+    assert 10 <= max(ticks) <= 25  # shares are drawn in percent
     assert "FID" not in texts(trend(None, Line("fours", [0], [0.1])))
 
 
 def test_bars_are_proportional_to_shares_whatever_the_totals():
     before, after = [10, 30, 20, 40], [0.1, 0.5, 0.0, 0.4]
     svg = class_histogram(before, after, removed=2)
-    for side, colour in ((before, plots.GREY), (after, plots.BLUE)):
-        bars = [max(y for _, y in p) - min(y for _, y in p) for p in paths(svg, colour, "fill")][:4]
-        assert [bar / max(bars) for bar in bars] == pytest.approx([value / max(side) for value in side], abs=2e-3)
+    heights = [
+        [max(y for _, y in path) - min(y for _, y in path) for path in paths(svg, colour, "fill")][:4]
+        for colour in (plots.GREY, plots.BLUE)
+    ]
+    unit = heights[0][3] / 0.4
+    assert [bar / unit for bar in heights[0]] == pytest.approx([0.1, 0.3, 0.2, 0.4], abs=2e-3)
+    assert [bar / unit for bar in heights[1]] == pytest.approx([0.1, 0.5, 0.0, 0.4], abs=2e-3)
     assert {"removed", "before", "after", "class", "share of samples (%)"} <= set(texts(svg))
     band = paths(svg, plots.RED, "fill")[0]
     first_bar = paths(svg, plots.GREY, "fill")[2]
@@ -83,7 +88,7 @@ def test_bars_are_proportional_to_shares_whatever_the_totals():
     assert "removed" not in texts(class_histogram(before, []))
 
 
-@pytest.mark.parametrize("name", ["<script>alert(1)</script>", "$x_{", "_hidden", "-->", "\u4e2d\u6587"])
+@pytest.mark.parametrize("name", ["<script>alert(1)</script>", "$x_{$", "_hidden", "-->", "\u4e2d\u6587"])
 def test_names_are_text_and_nothing_else(name):
     svg = curves([Line(name, [0, 1], [1, 2]), Line("b", [0, 1], [1, 3])], name)
     assert name in texts(svg) or name.lstrip("_") in texts(svg)

@@ -119,6 +119,11 @@ def test_the_verdict_does_not_gloss_over_what_got_worse(results):
     assert text.endswith("FID rose from 7.9 to 22.0.")
 
 
+def test_the_verdict_calls_a_change_below_the_printed_digits_none(results):
+    results["after"]["violation_rate"] = 0.1019
+    assert "fours stayed at 10.2 % (upper" in verdict(results)
+
+
 def test_the_verdict_without_a_fit_or_a_judge(results):
     unfitted = copy.deepcopy(results) | {"status": "not fitted"}
     assert verdict(unfitted).startswith("not fitted: fours at 0.2 % (upper")
