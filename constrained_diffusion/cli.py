@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import ArgumentError
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
 
-from constrained_diffusion import constraints, datamodules, denoisers, metrics, objectives, rewards, runs
+from constrained_diffusion import constraints, datamodules, denoisers, metrics, mistakes, rewards, runs
 from constrained_diffusion.callbacks import (
     BestFeasible,
     ContinueLog,
@@ -30,7 +30,6 @@ from constrained_diffusion.callbacks import (
     SampleGrid,
     SampleWriter,
 )
-from constrained_diffusion.callbacks.continue_log import read_rows
 from constrained_diffusion.fine_tuning.evaluated import EvaluatedDiffusion
 from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
 from constrained_diffusion.fine_tuning.schedules import WarmupStableDecay
@@ -55,30 +54,42 @@ NOISE = (  # what Lightning says about things that are meant to be so
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
     "The number of training batches .* is smaller than the logging interval",
     "Checkpoint directory .* exists and is not empty",
+    "LightningCLI's args parameter is intended to run from within Python",
 )
+ADVERTISING = ("lightning.fabric.utilities.rank_zero", "lightning.pytorch.utilities.rank_zero")  # loggers
+LATEST = {"fit": ("last",), **dict.fromkeys(("validate", "test", "predict"), (None, "last", "best"))}  # --ckpt_path
+MISTAKES = (ArgumentError, MisconfigurationException, ValueError, TypeError, FileNotFoundError, ImportError)
 
 
 class ConstrainedCLI(LightningCLI):
     """LightningCLI with a run folder, the run's callbacks, and `--ckpt_path last`."""
 
-    run_folder: Path | None = None
+    run_folder: Path
     config_name: str = "run"
+    training: bool = False  #: whether this command's training has begun; what goes wrong then is no mistake in a config
+
+    def parse_arguments(self, parser: Any, args: Any) -> None:
+        super().parse_arguments(parser, args)
+        given = self.config[self.config.subcommand].ckpt_path
+        if given not in LATEST[self.config.subcommand]:
+            runs.check_checkpoint(given)  # before Lightning opens it
 
     def before_instantiate_classes(self) -> None:
-        config, trainer = self._own_config, self._own_config.trainer
+        config, trainer, fit = self._own_config, self._own_config.trainer, self.subcommand == "fit"
+        self.config_text = self._parser(self.subcommand).dump(config, skip_unset=False)
         root = Path(trainer.default_root_dir or os.environ.get("CONSTRAINED_DIFFUSION_RUNS", "runs"))
-        if self.subcommand == "fit":
-            resume = config.ckpt_path == "last"
-            self.run_folder = (
-                runs.latest_run(self.config_name, root) if resume else runs.new_run(self.config_name, root)
-            )
-            config.ckpt_path = str(runs.last_checkpoint(self.run_folder)) if resume else config.ckpt_path
-        else:
+        given = config.ckpt_path
+        if given in LATEST[self.config.subcommand]:
             self.run_folder = runs.latest_run(self.config_name, root)
-            if config.ckpt_path in (None, "last", "best"):
-                find = runs.last_checkpoint if config.ckpt_path == "last" else runs.best_checkpoint
-                config.ckpt_path = str(find(self.run_folder))
-        runs.check_checkpoint(config.ckpt_path)
+            find = runs.last_checkpoint if given == "last" else runs.best_checkpoint
+            checkpoint = find(self.run_folder)
+            runs.check_checkpoint(str(checkpoint))
+            config.ckpt_path = str(checkpoint)
+        else:
+            its_run = None if fit or given is None else runs.run_of(Path(given))
+            self.run_folder = its_run or runs.new_run(self.config_name, root)
+        if not fit:
+            warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint")  # the fit's own
         trainer.default_root_dir = str(self.run_folder)
 
     @property
@@ -87,27 +98,30 @@ class ConstrainedCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         run, fit = self.run_folder, self.subcommand == "fit"
-        assert run is not None
         resumed = runs.checkpoint_step(self._own_config.ckpt_path) if fit else None
-        rows = read_rows(run / "metrics.csv") if resumed is not None else []
         config = self.config_init[self.subcommand].trainer
         if fit and config.logger is None:
             kwargs["logger"] = _loggers(run, resumed)
         elif not fit:
             kwargs["logger"] = False
-        given = {type(callback) for callback in config.callbacks or []}
-        callbacks = _callbacks(self.model, self.config_name, fit) + ([ContinueLog(rows)] if rows else [])
+        own = config.callbacks or []
+        given = {type(callback) for callback in (own if isinstance(own, list) else [own])}
+        callbacks = _callbacks(self.model, self.config_name, fit)
+        if resumed is not None:
+            callbacks.insert(0, ContinueLog(run / "metrics.csv"))
         if config.enable_progress_bar is not False:
             callbacks.append(RichProgressBar())
-        self.trainer_defaults["callbacks"] = [c for c in callbacks if type(c) not in given]
+        if config.enable_checkpointing is False:
+            callbacks = [callback for callback in callbacks if not isinstance(callback, ModelCheckpoint)]
+        begin = LambdaCallback(on_train_start=self._begin, on_test_start=self._begin, on_predict_start=self._begin)
+        self.trainer_defaults["callbacks"] = [*(c for c in callbacks if type(c) not in given), begin]
         return super().instantiate_trainer(**kwargs)
 
-    @rank_zero_only
-    def before_fit(self) -> None:
-        assert self.run_folder is not None
-        file = self.run_folder / "config.yaml"
-        if not file.exists():
-            file.write_text(self._parser(self.subcommand).dump(self._own_config, skip_unset=False))
+    def _begin(self, trainer: Trainer, model: LightningModule) -> None:
+        """Note that everything has been checked, so that this run is worth keeping."""
+        ConstrainedCLI.training = trainer.training
+        if trainer.is_global_zero:
+            runs.begin(self.run_folder, self.config_text, latest=trainer.training)
 
 
 def _loggers(run: Path, resumed: int | None) -> list[Any]:
@@ -131,27 +145,41 @@ def main(args: list[str] | None = None) -> None:
     A mistake of the user's ends in one sentence and exit status 2, a diverged fit in one sentence and exit status 1.
     """
     argv = list(sys.argv[1:] if args is None else args)
-    for message in NOISE:
-        warnings.filterwarnings("ignore", f".*{message}")
-    if "LOCAL_RANK" not in os.environ:
-        os.environ.pop(runs.RUN, None)  # a new command is a new run; only the ranks that Lightning launches share one
+    _hush()
+    launched = "LOCAL_RANK" in os.environ  # by Lightning, as one of the ranks of a command, which share a run
+    if not launched:
+        os.environ.pop(runs.RUN, None)
+    ConstrainedCLI.training = False
     try:
         _run(argv)
     except DivergedError as error:
         sys.exit(_say(str(error), 1))
-    except ArgumentError as error:
-        sys.exit(_say(_innermost(str(error)), 2))
-    except (ValueError, TypeError, FileNotFoundError, ImportError) as error:
-        if os.environ.get("CONSTRAINED_DIFFUSION_DEBUG"):
+    except MISTAKES as error:
+        surprising = ConstrainedCLI.training and isinstance(error, (ValueError, TypeError))
+        if surprising or os.environ.get("CONSTRAINED_DIFFUSION_DEBUG"):
             raise
-        sys.exit(_say(str(error), 2))
+        sys.exit(_say(mistakes.sentence(str(error)), 2))
+    finally:
+        if not launched:
+            runs.withdraw()
+
+
+def _hush() -> None:
+    """Silence what Lightning says about things that are meant to be so, and its advertising."""
+    for message in NOISE:
+        warnings.filterwarnings("ignore", f".*{message}")
+    for name in ADVERTISING:
+        logging.getLogger(name).addFilter(_no_advertising)
+
+
+def _no_advertising(record: logging.LogRecord) -> bool:
+    return "Tip: For seamless cloud" not in record.getMessage()
 
 
 def _run(argv: list[str]) -> None:
     files = [runs.find_config(argv[i]) for i in _config_values(argv)]
     for i, file in zip(_config_values(argv), files, strict=True):
         argv[i] = str(file)
-        _check_names(file)
     ConstrainedCLI.config_name = runs.config_name(files[0]) if files else "run"
     ConstrainedCLI(
         LightningModule,
@@ -172,25 +200,6 @@ def _config_values(argv: list[str]) -> list[int]:
             argv[i : i + 1] = ["--config", word.removeprefix("--config=")]
             return _config_values(argv)
     return [i + 1 for i, word in enumerate(argv) if word in ("--config", "-c") and i + 1 < len(argv)]
-
-
-def _check_names(file: Path) -> None:
-    """Raise ValueError for a constraint whose bare name is not registered, with the list of those that are."""
-    config = yaml.safe_load(file.read_text()) or {}
-    given = ((config.get("model") or {}).get("init_args") or {}).get("constraints") or []
-    for entry in given if isinstance(given, list) else [given]:
-        name = entry.get("class_path", "") if isinstance(entry, dict) else str(entry)
-        known = objectives.available(objectives.Constraint)
-        if "." not in name and name not in known:
-            raise ValueError(
-                f"{file}: '{name}' is no registered constraint; there are {', '.join(known)}, or give the full path "
-                "of your own, as in class_path: my_project.MyConstraint."
-            )
-
-
-def _innermost(message: str) -> str:
-    lines = [line.strip(" -\t") for line in message.splitlines() if line.strip(" -\t")]
-    return lines[-1] if lines else message
 
 
 def _say(message: str, status: int) -> int:

@@ -20,6 +20,7 @@ from constrained_diffusion import objectives
 
 TOP = ("config", "seed_everything", "trainer", "model", "data", "ckpt_path", "optimizer", "lr_scheduler")
 
+_REPORT = re.compile(r"Parser key |Does not validate|Subcommand '|unrecognized arguments|arguments are required")
 _FRAME = re.compile(  # lines that only surround a problem
     r"Does not validate|Subtypes:|Errors:|Given value|Expected a path but|Not a valid subclass|Subclass types expect|"
     r"a class path \(str\)|a dict with"
@@ -45,7 +46,7 @@ class Problem(NamedTuple):
 
 def sentence(message: str) -> str:
     """Return the innermost problem of a message of jsonargparse, in one sentence; other messages on one line."""
-    found = problems(message)
+    found = problems(message) if _REPORT.search(message) else []
     if not found:
         return " ".join(message.split())
     # The deepest one; among equals one that says more than "this is no int", else the first.
@@ -62,7 +63,7 @@ def problems(message: str) -> list[Problem]:
     """
     found: list[Problem] = []
     stack: list[tuple[int, str, str]] = []  # indentation, key, class
-    for line in message.splitlines():
+    for line in filter(str.strip, message.splitlines()):
         text = _CALLABLE.sub("", line.lstrip(" -"))
         indent = len(line) - len(line.lstrip(" -"))
         while stack and stack[-1][0] >= indent:
@@ -72,9 +73,9 @@ def problems(message: str) -> list[Problem]:
         elif match := re.match(r"Problem with given class_path '(.+)':$", text):
             stack.append((indent, "", match[1]))
         elif text.startswith("Given value: "):
-            value = text.removeprefix("Given value: ")
+            value = text.removeprefix("Given value: ").partition(". Got value: ")[0]
             found = [problem if problem.value else problem._replace(value=value) for problem in found]
-        elif text and not _FRAME.match(text):
+        elif not _FRAME.match(text):
             given = re.search(r"\. Got value: (.*)$", text)
             named = re.search(r"class_path='([\w.]+)'", given[1]) if given else None  # of an optimiser, for example
             owner = named[1] if named else stack[-1][2] if stack else ""
@@ -94,7 +95,8 @@ def _reworded(problem: Problem, found: Sequence[Problem]) -> str:
     if match := re.match(r"Expected a dot import path string: (.+)", text):
         return _no_class(match[1], constraint=problem.place.endswith("constraints"))
     if match := re.match(r"the following arguments are required: (.+)", text):
-        return f"{name or 'the command'} needs {match[1]}; give it in the config (--config mnist.yaml) or as an option."
+        needed = re.sub(r"\b(fit|validate|test|predict)\.", "", match[1])
+        return f"{name or 'the command'} needs {needed}; give it in the config (--config mnist.yaml) or as an option."
     if _WEAK.match(text):
         types = [_type(p.text) for p in found if p.keys == problem.keys and _WEAK.match(p.text)]
         types = [name for name in types if not name.startswith("dot import")]
@@ -152,7 +154,8 @@ def _hint(cls: Any, argument: str) -> Any:
 
 def _own_classes() -> set[str]:
     def below(cls: type) -> Iterator[type]:
-        for child in cls.__subclasses__():
+        children: list[type] = cls.__subclasses__()
+        for child in children:
             yield child
             yield from below(child)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 from pathlib import Path
 
 import torch
 
 RUN = "CONSTRAINED_DIFFUSION_RUN"  # set for the processes of one run, so that all ranks share a folder
+CONFIG = "config.yaml"  # written when a run begins; a folder without it holds no results yet
 
 
 def shipped_configs() -> Path:
@@ -40,7 +43,7 @@ def config_name(file: Path) -> str:
 
 
 def new_run(config: str, root: Path) -> Path:
-    """Make the next numbered folder of `config` below `root` and point `latest` at it; rank-safe through `RUN`."""
+    """Make the next numbered folder of `config` below `root`; rank-safe through `RUN`."""
     if RUN in os.environ:
         return Path(os.environ[RUN])
     folder = root / config
@@ -54,9 +57,27 @@ def new_run(config: str, root: Path) -> Path:
         except FileExistsError:
             continue
         break
-    _link(folder / "latest", run.name)
     os.environ[RUN] = str(run.absolute())
     return run.absolute()
+
+
+def begin(run: Path, config: str, latest: bool = True) -> None:
+    """Keep `run` from now on: write its config, if it has none yet, and point `latest` at it."""
+    file = run / CONFIG
+    if not file.exists():
+        file.write_text(config)
+    if latest:
+        _link(run.parent / "latest", run.name)
+
+
+def withdraw() -> None:
+    """Remove the folder that `new_run` made for this command, unless the run has begun; forget it in any case."""
+    name = os.environ.pop(RUN, None)
+    if name is None or not Path(name).is_dir() or (Path(name) / CONFIG).exists():
+        return
+    shutil.rmtree(name)
+    with contextlib.suppress(OSError):  # other runs of this config are there
+        Path(name).parent.rmdir()
 
 
 def latest_run(config: str, root: Path) -> Path:
@@ -92,6 +113,12 @@ def best_checkpoint(run: Path) -> Path:
     return best if best.is_file() else last_checkpoint(run)
 
 
+def run_of(checkpoint: Path) -> Path | None:
+    """Return the run that a checkpoint belongs to; None where it lies in none."""
+    run = checkpoint.resolve().parent.parent
+    return run if checkpoint.resolve().parent.name == "checkpoints" and (run / CONFIG).is_file() else None
+
+
 def _link(link: Path, target: str) -> None:
     temporary = link.with_name(f".latest-{os.getpid()}")
     temporary.symlink_to(target)
@@ -105,12 +132,18 @@ def check_checkpoint(checkpoint: str | None) -> None:
     if not Path(checkpoint).is_file():
         raise FileNotFoundError(f"there is no checkpoint '{checkpoint}'.")
     try:
-        torch.load(checkpoint, map_location="meta", weights_only=True)
-    except Exception as error:
+        content = torch.load(checkpoint, map_location="meta", weights_only=True)
+        missing = {"state_dict", "global_step"} - content.keys()
+    except Exception as error:  # torch, pickle and zipfile have many, without a common base
         raise ValueError(
             f"'{checkpoint}' cannot be read: it is truncated, or not a checkpoint of ours ({type(error).__name__}); "
             "take an earlier one."
         ) from error
+    if missing:
+        raise ValueError(
+            f"'{checkpoint}' is not a checkpoint of a fit: it has no {' and no '.join(sorted(missing))}; give a file "
+            "from a run's folder checkpoints."
+        )
 
 
 def checkpoint_step(checkpoint: str | None) -> int | None:

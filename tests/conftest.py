@@ -72,6 +72,70 @@ def too_bright() -> Any:
     return TooBright
 
 
+TINY_CONFIG = """\
+seed_everything: 0
+trainer:
+  max_epochs: 2
+  accelerator: cpu
+  callbacks:
+    - class_path: PenaltyScheduler
+      init_args: {initial: 0.05, growth_factor: 1.2, every_n_steps: 2}
+model:
+  class_path: ConstrainedDiffusion
+  init_args:
+    denoiser:
+      class_path: Denoiser
+      init_args:
+        network:
+          class_path: diffusers.UNet2DModel
+          init_args:
+            sample_size: 28
+            in_channels: 1
+            out_channels: 1
+            block_out_channels: [4, 8]
+            layers_per_block: 1
+            down_block_types: [DownBlock2D, DownBlock2D]
+            up_block_types: [UpBlock2D, UpBlock2D]
+            add_attention: false
+            norm_num_groups: 4
+        noise_schedule:
+          class_path: DiffusersSchedule
+          init_args:
+            config: {num_train_timesteps: 100, beta_schedule: squaredcos_cap_v2, prediction_type: epsilon}
+    constraints:
+      class_path: ClassProbability
+      init_args:
+        classifier:
+          class_path: PretrainedClassifier
+          init_args: {source: mnist_classifier}
+        label: 8
+    evaluation:
+      class_path: ClassEvaluation
+      init_args:
+        judge:
+          class_path: PretrainedClassifier
+          init_args: {source: mnist_classifier}
+    sampler: {steps: 2}
+    max_timestep: 80
+data:
+  class_path: GeneratedDataModule
+  init_args:
+    samples: 16
+    held_out: 8
+    batch_size: 8
+    val_samples: 8
+    test_samples: 8
+    predict_samples: 4
+    sampler: {steps: 2}
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> str:
+    """A whole config for the command line: a random UNet of diffusers on 28 x 28 images, seconds for everything."""
+    return TINY_CONFIG
+
+
 @pytest.fixture
 def fit(tmp_path: Any) -> Any:
     """`fit(module, data, callbacks=(), ckpt_path=None, **trainer)`: a silent CPU fit; returns the trainer."""

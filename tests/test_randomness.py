@@ -82,6 +82,14 @@ def test_the_number_of_rows_below_the_limit_is_fixed(batch: int, limit: int, exp
         assert timesteps.max() < 1000
 
 
+def test_the_last_stratum_below_the_limit_is_not_rounded_up_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    largest = 1 - 2.0**-53  # the largest number below 1
+    monkeypatch.setattr(torch, "rand", lambda size, **settings: torch.full((size,), largest, dtype=torch.float64))
+    timesteps = stratified_timesteps(0, 0, range(10), 10, 1000, 800)
+    assert (timesteps < 800).sum().item() == 8
+    assert timesteps.max() < 1000
+
+
 def test_at_least_one_row_is_below_the_limit() -> None:
     assert stratified_timesteps(0, 0, range(2), 2, 1000, 10).min() < 10
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -12,26 +13,44 @@ from lightning.pytorch.loggers import CSVLogger
 class ContinueLog(Callback):
     """Keeps the rows of an earlier part of the run; Lightning's CSVLogger would start the file anew.
 
+    Rows of steps that the checkpoint does not hold are left out: they are about to be made again. If the fit takes no
+    step, because it fails or because it was finished before, the file is put back as it was.
+
     Args:
-        rows: what `read_rows` found before the logger was made.
+        metrics: the run's `metrics.csv`, read at once, before the logger is used.
     """
 
-    def __init__(self, rows: list[dict[str, str]]) -> None:
-        self.rows = rows
+    def __init__(self, metrics: Path) -> None:
+        self.metrics = metrics
+        self.text = metrics.read_text() if metrics.is_file() else ""
+        self._continued = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._continued = True
         for logger in trainer.loggers:
             if isinstance(logger, CSVLogger) and trainer.is_global_zero:
-                for row in self.rows:
-                    step = int(row["step"])
+                for step, values in rows(self.text):
                     if step < trainer.global_step:
-                        logger.log_metrics({k: float(v) for k, v in row.items() if v and k != "step"}, step)
+                        logger.log_metrics({**values}, step)
                 logger.save()
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._put_back(trainer)
 
-def read_rows(metrics: Path) -> list[dict[str, str]]:
-    """Return the rows of a run's `metrics.csv`, none where there is no such file."""
-    if not metrics.is_file():
-        return []
-    with metrics.open(newline="") as file:
-        return list(csv.DictReader(file))
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._put_back(trainer)
+
+    def _put_back(self, trainer: Trainer) -> None:
+        if self.text and not self._continued and trainer.is_global_zero:
+            self.metrics.write_text(self.text)
+
+
+def rows(text: str) -> list[tuple[int, dict[str, float]]]:
+    """Return step and values of each row of a `metrics.csv`; a last row that was cut off is left out.
+
+    >>> rows(chr(10).join(["epoch,loss,step", "0,0.5,3", "0,,"]))
+    [(3, {'epoch': 0.0, 'loss': 0.5})]
+    """
+    read = csv.DictReader(io.StringIO(text))
+    whole = [row for row in read if row.get("step")]
+    return [(int(row["step"]), {k: float(v) for k, v in row.items() if v and k != "step"}) for row in whole]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ class Export(Callback):
         self.folder = folder
 
     def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
-        folder = Path(trainer.default_root_dir) / self.folder
-        if trainer.is_global_zero and not folder.exists():
-            pl_module.export(folder)
+        run = Path(trainer.default_root_dir)
+        folder, best = run / self.folder, run / "checkpoints" / "best_feasible.ckpt"
+        if trainer.is_global_zero:
+            shutil.rmtree(folder, ignore_errors=True)  # of an earlier part of this very run
+            pl_module.export(folder, *([best] if best.is_file() else []))
             rank_zero_info(f"the weights lie in {folder}")

@@ -110,7 +110,7 @@ def trend(
     for axes, line in zip(panels, given, strict=True):
         if line is fid:
             axes.plot(line.x, line.y, color=BLUE, linewidth=1.4, marker="o", markersize=3)
-            labels.append((axes, _plain(line.name)))
+            labels.append((axes, line.name))
             continue
         shares = [100 * y for y in line.y]
         axes.plot(line.x, shares, color=RED, linewidth=1.4, marker="o", markersize=3, label="measured")
@@ -122,7 +122,7 @@ def trend(
         if limit is not None:
             axes.axhline(100 * limit, color=_INK, linewidth=0.9, linestyle="--", label=f"allowed: {100 * limit:g} %")
         axes.set_ylim(bottom=0)
-        labels.append((axes, f"{_plain(line.name)} (%)"))
+        labels.append((axes, f"{line.name} (%)"))
     panels[-1].locator_params(axis="x", integer=True)
     return _finish(sheet, labels, x_label, kind)
 
@@ -193,12 +193,12 @@ def _finish(sheet: Figure, panels: Sequence[tuple[Axes, str]], x_label: str, kin
         axes.grid(axis="y", color=_INK, alpha=0.12, linewidth=0.6)
         axes.set_axisbelow(True)
         axes.tick_params(which="both", colors=_INK, labelsize=8, width=0.6, length=2.5)
-        axes.set_ylabel(y_label, fontsize=8.5, color=_INK)
+        axes.set_ylabel(_plain(y_label), fontsize=8.5, color=_INK)
         handles, _ = axes.get_legend_handles_labels()
         if len(handles) > 1:
             axes.legend(fontsize=8, frameon=False, labelcolor=_INK, loc="lower left", ncols=3, borderaxespad=0,
                         bbox_to_anchor=(0, 1.01), handlelength=1.6, columnspacing=1.2)  # fmt: skip
-    panels[-1][0].set_xlabel(x_label, fontsize=8.5, color=_INK)
+    panels[-1][0].set_xlabel(_plain(x_label), fontsize=8.5, color=_INK)
     return _render(sheet, kind)
 
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import CSVLogger
 
 from constrained_diffusion.callbacks import plots, table
 
@@ -149,18 +148,16 @@ class Report(Callback):
 
     def _write(self, trainer: Trainer) -> None:
         if trainer.is_global_zero:
-            for logger in trainer.loggers:
-                if isinstance(logger, CSVLogger):
-                    logger.save()  # the last rows, which it would write only after this hook
             print(f"report: {write_report(Path(trainer.default_root_dir))}")
 
 
 def _verdict(results: Mapping[str, Any], fit: Mapping[str, Any], metrics: Metrics) -> str:
     status, cost = results.get("status", fit.get("status")), results.get("cost") or fit.get("cost")
     text = table.verdict(results) if results else f"{status or 'fitted'}, not tested yet: no results.json."
-    if not results and (rates := metrics.get("val/violation_rate")):
+    key = "val/violation" if "val/violation_rate" in metrics else "val/own_violation"
+    if not results and (rates := metrics.get(f"{key}_rate")):
         text += f" The last validation (epoch {rates[-1].epoch:.0f}) found {table.percent(rates[-1].value)} violations"
-        upper = metrics.get("val/violation_upper_95")
+        upper = metrics.get(f"{key}_upper_95")
         text += f" (upper 95 % bound {table.percent(upper[-1].value, up=True)})." if upper else "."
     kind = status if status in _STATUSES else "plain"
     return f'<p class="verdict {kind}">{escape(text)}</p>\n{_note(f"Cost: {cost}" if cost else "")}'

@@ -21,6 +21,9 @@ class SampleWriter(Callback):
         self._samples: list[torch.Tensor] = []
         self._seeds: list[torch.Tensor] = []
 
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._samples, self._seeds = [], []
+
     def on_predict_batch_end(
         self,
         trainer: Trainer,

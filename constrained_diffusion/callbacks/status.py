@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 
@@ -21,7 +22,7 @@ class FitStatus(Callback):
 
     Feasible: some validation found the upper 95 % bound of the share of EMA samples with g > tolerance at or below
     `module.max_violation_rate`; of these the one with the lowest held-out diffusion loss is reported (`best_feasible`).
-    A loss that is NaN or infinite ends the fit as diverged and leaves the checkpoints as they were.
+    A loss or a weight that is NaN or infinite ends the fit as diverged and leaves the checkpoints as they were.
     """
 
     def __init__(self) -> None:
@@ -36,14 +37,32 @@ class FitStatus(Callback):
         if trainer.strategy.root_device.type != "cpu" and batch_idx % trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
         loss = outputs["loss"]
-        if not bool(torch.isfinite(loss).all()):
-            terms = {k: float(v) for k, v in trainer.callback_metrics.items() if not torch.isfinite(v).all()}
-            _write(trainer, {"status": "diverged", "step": trainer.global_step, "seconds": self._elapsed()})
-            raise DivergedError(
-                f"diverged: the loss is {float(loss)} at step {trainer.global_step} "
-                f"(not finite: {', '.join(terms) or 'loss'}); lower the learning rate or clip gradients "
-                "(trainer.gradient_clip_val); the last checkpoint is untouched."
-            )
+        finite = bool(torch.isfinite(loss).all())
+        # All ranks end together: one that goes on would wait for the others for ever.
+        if trainer.strategy.reduce_boolean_decision(not finite, all=False):
+            terms = [name for name, value in trainer.callback_metrics.items() if not torch.isfinite(value).all()]
+            self._diverged(trainer, f"the loss is {float(loss)}", terms)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._check(trainer, pl_module)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._check(trainer, pl_module)
+
+    def _check(self, trainer: Trainer, module: LightningModule) -> None:
+        """End the fit if its last step broke weights, which the loss shows only in the next one."""
+        trained = [(name, value) for name, value in module.named_parameters() if value.requires_grad]
+        broken = [name for name, value in trained if not torch.isfinite(value).all()]
+        if trainer.strategy.reduce_boolean_decision(bool(broken), all=False):
+            self._diverged(trainer, f"{len(broken)} of {len(trained)} tensors of weights are broken", broken[:1])
+
+    def _diverged(self, trainer: Trainer, what: str, where: list[str]) -> None:
+        _write(trainer, {"status": "diverged", "step": trainer.global_step, "seconds": self._elapsed()})
+        raise DivergedError(
+            f"diverged: {what} at step {trainer.global_step} (not finite: {', '.join(where) or 'loss'}); lower the "
+            "learning rate or clip gradients (trainer.gradient_clip_val); the last checkpoint is untouched."
+        )
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         if trainer.sanity_checking:

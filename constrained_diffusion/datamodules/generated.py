@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from constrained_diffusion.datamodules.base import DiffusionDataModule, TensorRows
+from constrained_diffusion.denoisers.config import denoiser_config
 from constrained_diffusion.denoisers.export import weights_sha256
 from constrained_diffusion.randomness import mix
 from constrained_diffusion.sampling import Sampler
@@ -28,8 +29,8 @@ def default_cache() -> Path:
 class GeneratedDataModule(DiffusionDataModule):
     """Samples of the model that is being fine-tuned, drawn once before the fit and cached.
 
-    The cache's key holds the weights' hash, the sampler, the seeds, the precision and the count, so that another model
-    or setting never meets old samples. The module of the fit must offer `denoiser`,
+    The cache's key holds the weights' hash, the noise schedule and units, the sampler, the seeds, the precision and the
+    count, so that another model or setting never meets old samples. The module of the fit must offer `denoiser`,
     `sample(seeds, weights, sampler)` and `feasible(clean)`, as `ConstrainedDiffusion` does.
 
     Args:
@@ -76,13 +77,15 @@ class GeneratedDataModule(DiffusionDataModule):
     def cache_file(self) -> Path:
         """Return where the samples of this model and these settings lie."""
         assert self.trainer is not None
+        denoiser = self._module.denoiser
         settings = (
+            denoiser_config(denoiser),
             asdict(self.sampler_settings),
             self.first_seed,
             self.samples + self.held_out,
             str(self.trainer.precision),
         )
-        key = mix(*weights_sha256(self._module.denoiser.network).encode(), *repr(settings).encode())
+        key = mix(*weights_sha256(denoiser.network).encode(), *repr(settings).encode())
         return self.cache_dir / "generated" / f"{key:016x}.safetensors"
 
     def setup(self, stage: str) -> None:
@@ -95,9 +98,10 @@ class GeneratedDataModule(DiffusionDataModule):
         trainer.strategy.barrier("generated samples")
         clean = load_file(path)["clean"]
         train, held_out = clean[: self.samples], clean[self.samples :]
-        module = self._module
-        feasible = module.feasible(train.to(module.device)).bool().cpu()
-        self._data = TensorRows(train[feasible] if self.only_feasible else train), TensorRows(held_out)
+        if self.only_feasible:
+            module = self._module
+            train = train[module.feasible(train.to(module.device)).bool().cpu()]
+        self._data = TensorRows(train), TensorRows(held_out)
 
     def build(self) -> tuple[TensorRows, TensorRows]:
         self.setup("fit")

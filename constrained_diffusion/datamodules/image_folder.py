@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ class ImageFolderDataModule(DiffusionDataModule):
                 f"found {len(paths)}."
             )
         images = torch.stack([self._read(path) for path in paths])
-        held_out = torch.arange(len(images)) % round(1 / self.held_out) == 0
+        held_out = torch.tensor([_starts_a_share(i, self.held_out) for i in range(len(images))])
         return TensorRows(images[~held_out]), TensorRows(images[held_out])
 
     def _read(self, path: Path) -> Tensor:
@@ -51,10 +52,17 @@ class ImageFolderDataModule(DiffusionDataModule):
 
         try:
             with Image.open(path) as image:
-                square = ImageOps.fit(image.convert("L" if self.channels == 1 else "RGB"), (self.size, self.size))
+                upright = ImageOps.exif_transpose(image)  # cameras write pixels as they lie and note which way is up
+                square = ImageOps.fit(upright.convert("L" if self.channels == 1 else "RGB"), (self.size, self.size))
         except (UnidentifiedImageError, OSError) as error:
             raise ValueError(
                 f"'{path}' is not a picture that Pillow can read ({error}); mend it or take it out."
             ) from error
         pixels = torch.from_numpy(np.array(square)).reshape(self.size, self.size, self.channels)
         return pixels.permute(2, 0, 1)
+
+
+def _starts_a_share(row: int, share: float) -> bool:
+    """Return whether `row` is one of the evenly spread `share` of all rows; row 0 always is."""
+    before, after = (math.ceil(round(i * share, 9)) for i in (row, row + 1))
+    return after > before

@@ -67,6 +67,8 @@ def _write(denoiser: Denoiser, network: nn.Module, folder: Path) -> None:
         weights = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in network.state_dict().items()}
         save_file(weights, folder / WEIGHTS_NAME)
     (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    for weights_file in folder.rglob("*.safetensors"):  # which safetensors writes for their owner's eyes only
+        shutil.copymode(folder / CONFIG_NAME, weights_file)
 
 
 def _write_diffusers(network: Any, scheduler_config: dict[str, Any], folder: Path) -> None:

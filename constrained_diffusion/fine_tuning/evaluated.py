@@ -29,6 +29,7 @@ from constrained_diffusion.sampling import Sampler, ddim, seeded_noise
 
 Weights = Literal["ema", "raw", "pretrained"]
 TRAINING, HELD_OUT = 1, 2  # streams of random numbers
+ELSEWHERE = ("evaluation.", "constraints.", "own_violation.")  # state that checkpoints leave to its own files
 
 
 class EvaluatedDiffusion(LightningModule):
@@ -95,9 +96,11 @@ class EvaluatedDiffusion(LightningModule):
         training = network.training
         adapters = adapters_off(network) if weights == "pretrained" and self.lora else nullcontext()
         precision = self._trainer.precision_plugin.forward_context() if self._trainer else nullcontext()
-        with adapters, precision:
-            yield network.eval()
-        network.train(training)
+        try:
+            with adapters, precision:
+                yield network.eval()
+        finally:
+            network.train(training)
 
     def stored_samples(self) -> Tensor | None:
         """Samples of the pretrained weights, seeds 0, 1, .., stored beside them, where this run would draw the same."""
@@ -210,29 +213,36 @@ class EvaluatedDiffusion(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # Judges and classifiers are named in the config and come from their own files.
-        for key in [
-            k for k in checkpoint["state_dict"] if k.startswith(("evaluation.", "constraints.", "own_violation."))
-        ]:
+        for key in [k for k in checkpoint["state_dict"] if k.startswith(ELSEWHERE)]:
             del checkpoint["state_dict"][key]
         checkpoint["batches_seen"], checkpoint["seconds"] = self.batches_seen, self.seconds
         checkpoint["denoiser"] = denoiser_config(self.denoiser)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        state, own = checkpoint["state_dict"], self.state_dict()
-        ours = {k: v for k, v in own.items() if k.startswith(("denoiser.", "ema."))}
+        state = checkpoint["state_dict"]
+        ours = {k: v for k, v in self.state_dict().items() if not k.startswith(ELSEWHERE)}
         wrong = [k for k, v in ours.items() if k not in state or state[k].shape != v.shape]
+        wrong += [k for k in state if k not in ours]
         if wrong or "batches_seen" not in checkpoint:
             raise ValueError(
-                f"the checkpoint is of another model: expected {len(ours)} tensors of this denoiser, {len(wrong)} are "
-                f"missing or have other shapes (the first: {(wrong or ['batches_seen'])[0]}); give the config that the "
-                "checkpoint was made with."
+                f"the checkpoint is of another model: of the {len(ours)} tensors of this denoiser and its constraints, "
+                f"{len(wrong)} are missing, left over or of another shape (the first: "
+                f"{(wrong or ['batches_seen'])[0]}); give the config that the checkpoint was made with."
             )
         self.batches_seen, self._earlier_seconds = checkpoint["batches_seen"], checkpoint.get("seconds", 0.0)
 
-    def export(self, folder: str | Path) -> None:
-        """Write the EMA weights to `folder`: a diffusers pipeline where the network is one, else safetensors."""
-        network = merge_adapters(copy.deepcopy(self.ema)) if self.lora else self.ema
-        export(self.denoiser, folder, network)
+    def export(self, folder: str | Path, checkpoint: str | Path | None = None) -> None:
+        """Write the EMA weights to `folder`: a diffusers pipeline where the network is one, else safetensors.
+
+        Args:
+            folder: a new or an empty one.
+            checkpoint: one of this model's, whose EMA weights to write in place of the present ones.
+        """
+        network = copy.deepcopy(self.ema)
+        if checkpoint is not None:
+            state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+            network.load_state_dict({k.removeprefix("ema."): v for k, v in state.items() if k.startswith("ema.")})
+        export(self.denoiser, folder, merge_adapters(network) if self.lora else network)
         (Path(folder) / "training.json").write_text(json.dumps(self.training_facts(), indent=2) + "\n")
 
     def training_facts(self) -> dict[str, Any]:

@@ -63,7 +63,8 @@ def test_the_trend_shows_percent_bounds_and_what_is_allowed():
     rate, upper = Line("fours", epochs, [0.1, 0.02, 0.04]), Line("", epochs, [0.2, 0.1, 0.06])
     svg = trend(Line("FID", epochs, [7.0, 8.0, 7.5]), rate, upper, limit=0.01)
     assert {"FID", "fours (%)", "epoch", "upper 95 % bound", "allowed: 1 %"} <= set(texts(svg))
-    measured, bound = ([y for _, y in path] for path in paths(svg, plots.RED, "stroke") if len(path) == 3)
+    red = [path for path in paths(svg, plots.RED, "stroke") if len(path) == 3]
+    measured, bound = ([y for _, y in path] for path in red[:2])  # then the legend
     assert (measured[0] - measured[2]) / (measured[0] - measured[1]) == pytest.approx(0.06 / 0.08, rel=1e-3)
     assert (bound[0] - bound[2]) / (measured[0] - measured[2]) == pytest.approx(0.14 / 0.06, rel=1e-3)
     ticks = [float(text) for text in texts(svg) if re.fullmatch(r"[\d.]+", text)]

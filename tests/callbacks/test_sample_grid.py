@@ -11,6 +11,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from constrained_diffusion.callbacks import sample_grid
 from constrained_diffusion.callbacks.sample_grid import BACKGROUND, RED, YELLOW, SampleGrid, cell_origin, draw_grid
 from constrained_diffusion.metrics.evaluation import Evaluation
 from constrained_diffusion.objectives import Constraint
@@ -126,6 +127,8 @@ def test_outlines_have_colour_and_style_and_touch_neither_pixels_nor_neighbours(
     images = torch.full((6, 1, 28, 28), 0.5)
     grid = draw_grid(images, ["", "violation", "", "invalid", "", ""], columns=3)
     frames = [frame_of(grid, i, 3, 28, 28, 2) for i in range(6)]
+    assert RED[0] > 200 > 2 * max(RED[1:])
+    assert min(YELLOW[:2]) > 200 > 2 * YELLOW[2]
     assert [share(f, RED) for f in frames] == [0, 1, 0, 0, 0, 0]
     assert [share(f, YELLOW) > 0 for f in frames] == [False, False, False, True, False, False]
     assert 0.4 < share(frames[3], YELLOW) < 0.75  # dashed
@@ -264,7 +267,12 @@ class Collective(Painter):
         return super().sample(seeds, weights)
 
 
-def test_two_ranks_sample_together_and_one_draws(tmp_path, loader):
+def test_two_ranks_sample_together_and_one_draws(tmp_path, loader, monkeypatch):
+    def draw_on_rank_zero(*args):
+        assert torch.distributed.get_rank() == 0
+        return draw_grid(*args)
+
+    monkeypatch.setattr(sample_grid, "draw_grid", draw_on_rank_zero)
     model = Collective(constraints=[MeanBelow()], evaluation=Brightness())
     strategy = DDPStrategy(start_method="fork", timeout=timedelta(seconds=60))
     both = trainer(tmp_path, SampleGrid(samples=2), strategy=strategy, devices=2, use_distributed_sampler=False)

@@ -142,6 +142,12 @@ def test_exporting_what_was_loaded_changes_nothing(tmp_path: Path, pipeline: Pat
     assert second.noise_schedule.config == first.noise_schedule.config  # type: ignore[union-attr]
 
 
+def test_weights_may_be_read_by_whoever_may_read_the_rest(tmp_path: Path, unet: Any, tiny_denoiser: Any) -> None:
+    for name, denoiser in (("pipeline", make(unet)), ("foreign", tiny_denoiser())):
+        folder = export(denoiser, tmp_path / name)
+        assert len({file.stat().st_mode for file in folder.rglob("*") if file.is_file()}) == 1
+
+
 # -------------------------------------------------------------------------------------------------------------- folders
 
 

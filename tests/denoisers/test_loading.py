@@ -62,11 +62,11 @@ def edit(path: Path, **changes: Any) -> None:
 
 def test_a_pipeline_folder(pipeline: Path, reference: Any, answers: Any) -> None:
     denoiser = PretrainedDenoiser(str(pipeline))
+    assert not denoiser.network.training
     assert torch.equal(answers(denoiser), reference)
     assert denoiser.noise_schedule.prediction_type == "v_prediction"
     assert denoiser.sample_shape == (1, 8, 8)
     assert denoiser.folder == pipeline
-    assert not denoiser.network.training
     assert denoiser.normalizer.settings == {"mean": 0.5, "std": 0.5, "low": 0.0, "high": 1.0}
 
 
