@@ -27,9 +27,11 @@ class FitStatus(Callback):
 
     def __init__(self) -> None:
         self.seconds = 0.0  #: of earlier parts of a resumed fit
+        self.evaluation_seconds = 0.0  #: of them, spent in validations
         self.first: dict[str, float] = {}
         self.best: dict[str, float] = {}
         self.last: dict[str, float] = {}
+        self._validating = 0.0
         self._started = time.monotonic()  # when the fit is set up: drawing its training set counts
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -44,6 +46,7 @@ class FitStatus(Callback):
             self._diverged(trainer, f"the loss is {float(loss)}", terms)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validating = time.monotonic()
         if trainer.state.fn == TrainerFn.FITTING:
             self._check(trainer, pl_module)
 
@@ -65,6 +68,7 @@ class FitStatus(Callback):
         )
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+        self.evaluation_seconds += time.monotonic() - self._validating
         if trainer.sanity_checking:
             return
         self.last = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
@@ -82,17 +86,20 @@ class FitStatus(Callback):
         status = "feasible" if self.best else "infeasible"
         values = self.best or self.last
         cost = describe(values)
-        _write(trainer, {"status": status, "seconds": self._elapsed(), "cost": cost, "values": values})
+        seconds = {"seconds": self._elapsed(), "evaluation_seconds": self.evaluation_seconds}
+        _write(trainer, {"status": status, **seconds, "cost": cost, "values": values})
         rank_zero_info(sentence(status, values, pl_module.max_violation_rate, trainer.global_step, self._elapsed()))
 
     def _elapsed(self) -> float:
         return self.seconds + time.monotonic() - self._started
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self._elapsed(), "first": self.first, "best": self.best, "last": self.last}
+        seconds = {"seconds": self._elapsed(), "evaluation_seconds": self.evaluation_seconds}
+        return {**seconds, "first": self.first, "best": self.best, "last": self.last}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.seconds, self.first = state_dict["seconds"], state_dict["first"]
+        self.seconds, self.evaluation_seconds = state_dict["seconds"], state_dict["evaluation_seconds"]
+        self.first = state_dict["first"]
         self.best, self.last = state_dict["best"], state_dict["last"]
 
 
