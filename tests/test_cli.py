@@ -66,32 +66,47 @@ def test_an_unknown_config_lists_the_shipped_ones(refused: Callable[..., str]) -
     assert all(name in said for name in SHIPPED)
 
 
+CONSTRAINT, CALLBACK = "class_path: ClassProbability", "class_path: PenaltyScheduler"
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("class_path: ClassProbability", "class_path: ClasProbability", "model.init_args.constraints: 'ClasProbability' is"),
-        ("class_path: ClassProbability", "class_path: DigitCNN", "model.init_args.constraints: 'DigitCNN' is no registered"),
-        ("class_path: PenaltyScheduler", "class_path: PenaltySchedule", "trainer.callbacks: 'PenaltySchedule' is no known"),
-        ("class_path: ClassProbability", "class_path: my_project.Mine", "'my_project.Mine' cannot be imported (No module"),
+        # names
+        (CONSTRAINT, "class_path: ClasProbability", "model.init_args.constraints: 'ClasProbability' is no registered"),
+        (CONSTRAINT, "class_path: DigitCNN", "model.init_args.constraints: 'DigitCNN' is no registered constraint"),
+        (CONSTRAINT, "class_path: my_project.Mine", "'my_project.Mine' cannot be imported (No module named"),
+        (
+            CALLBACK,
+            "class_path: PenaltySchedule",
+            "trainer.callbacks: 'PenaltySchedule' is no known class; did you mean",
+        ),
+        # options
         ("max_epochs", "max_epoch", "no option 'trainer.max_epoch'; did you mean 'trainer.max_epochs'?"),
-        ("max_timestep", "max_timestp", "model: ConstrainedDiffusion has no option 'max_timestp'; did you mean 'max_times"),
-        ("label: 8", "labl: 8", "model.init_args.constraints: ClassProbability has no option 'labl'; did you mean 'label'?"),
-        ("label: 8", "{}", "model.init_args.constraints: ClassProbability needs label"),
-        ("growth_factor", "growth_facto", "trainer.callbacks: PenaltyScheduler has no option 'growth_facto'; did you mean"),
-        ("val_samples", "val_sample", "data: GeneratedDataModule has no option 'val_sample'; did you mean 'val_samples'?"),
-        ("sampler: {steps: 2}\n    max", "sampler: {step: 2}\n    max", "sampler has no option 'step'; did you mean 'steps'?"),
+        ("max_timestep", "max_timestp", "model: ConstrainedDiffusion has no option 'max_timestp'; did you mean 'max_t"),
+        ("label: 8", "labl: 8", "constraints: ClassProbability has no option 'labl'; did you mean 'label'?"),
+        (
+            "growth_factor",
+            "growth_facto",
+            "PenaltyScheduler has no option 'growth_facto'; did you mean 'growth_factor'?",
+        ),
+        ("val_samples", "val_sample", "data: GeneratedDataModule has no option 'val_sample'; did you mean 'val_s"),
+        ("sampler: {steps", "sampler: {step", "sampler has no option 'step'; did you mean 'steps'?"),
         ("data:\n", "dta:\n", "no option 'dta."),
+        ("label: 8", "{}", "model.init_args.constraints: ClassProbability needs label"),
+        # types
         ("max_timestep: 80", "max_timestep: many", "model.init_args.max_timestep: expected int or null, got 'many'"),
         ("label: 8", "label: eight", "model.init_args.constraints.init_args.label: expected int, got 'eight'"),
         ("every_n_steps: 2", "scope: all", "trainer.callbacks.init_args.scope: expected 'fit' or 'batch', got 'all'"),
         ("max_epochs: 2", "max_epochs: [2", "line 3"),
-        ("max_timestep: 80", "max_timestep: 101", r"max_timestep (T_phi) must lie in 1 .. 100"),
+        # values
+        ("max_timestep: 80", "max_timestep: 101", "max_timestep (T_phi) must lie in 1 .. 100"),
         ("growth_factor: 1.2", "growth_factor: 0.9", "growth_factor must be at least 1"),
         ("label: 8", "label: 10", "so not the label 10"),  # says the judge
         ("accelerator: cpu", "accelerator: cpuu", "invalid accelerator name: `accelerator='cpuu'`"),
         ("samples: 16", "samples: 4", "the training set has 4 items, fewer than one batch of 8"),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_in_the_config(refused: Callable[..., str], tiny_config: str, old: str, new: str, said: str) -> None:
     assert old in tiny_config
     assert said in refused("fit", config=tiny_config.replace(old, new, 1))

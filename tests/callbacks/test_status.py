@@ -1,0 +1,125 @@
+"""How a fit ended: what the sentence says, what the file says, and what divergence leaves untouched."""
+
+from __future__ import annotations
+
+import json
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from constrained_diffusion.callbacks import DivergedError, FitStatus, LastCheckpoint
+from constrained_diffusion.callbacks.status import describe, sentence
+from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
+
+GOOD, BAD = 0.1, 0.9
+
+
+def status(run: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((run / "status.json").read_text())
+    return content
+
+
+def test_feasible_tells_of_the_best_validation(
+    scripted: Any, tiny_data: Any, fit: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        fit(scripted([(3.0, GOOD), (1.5, GOOD), (2.0, GOOD), (1.0, BAD)]), tiny_data(), [FitStatus()], max_epochs=4)
+    written = status(tmp_path)
+    assert written["status"] == "feasible"
+    assert written["values"]["step"] == 8
+    assert written["values"]["val/own_violation_rate"] == 0.0
+    assert written["cost"] == "held-out loss 1.5000"
+    assert written["seconds"] > written["evaluation_seconds"] > 0
+    assert (
+        "feasible: at step 8 of 16, 0.00% of the EMA samples violate (upper 95 % bound 31.23%, at most" in caplog.text
+    )
+
+
+def test_infeasible_at_budget(
+    scripted: Any, tiny_data: Any, fit: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        fit(scripted([(3.0, BAD), (1.0, BAD)]), tiny_data(), [FitStatus()], max_epochs=2)
+    assert status(tmp_path)["status"] == "infeasible"
+    assert status(tmp_path)["values"]["step"] == 8  # the last
+    assert "infeasible: after all 8 steps, 100.00% of the EMA samples violate" in caplog.text
+    assert "above the allowed 50.00%" in caplog.text
+
+
+def test_without_samples_it_says_what_is_missing(
+    scripted: Any, tiny_data: Any, fit: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        fit(scripted([(1.0, GOOD)]), tiny_data(val_samples=0), [FitStatus()], max_epochs=1)
+    assert "no validation drew samples; set data.val_samples" in caplog.text
+
+
+def test_pretraining_has_no_status(tiny_denoiser: Any, tiny_data: Any, fit: Any, tmp_path: Path) -> None:
+    fit(ConstrainedDiffusion(tiny_denoiser()), tiny_data(), [FitStatus()], max_epochs=1)
+    assert not (tmp_path / "status.json").exists()
+
+
+class NaNAt(ConstrainedDiffusion):
+    """The loss is NaN in one step."""
+
+    broken_step = 6
+
+    def diffusion_loss(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        factor = float("nan") if self.global_step == self.broken_step - 1 else 1.0
+        return super().diffusion_loss(*args, **kwargs) * factor
+
+
+def test_a_loss_that_is_no_number(
+    tiny_denoiser: Any, too_bright: Any, tiny_data: Any, fit: Any, tmp_path: Path
+) -> None:
+    module = NaNAt(tiny_denoiser(), too_bright(), optimizer=partial(torch.optim.SGD, lr=0.01))
+    with pytest.raises(DivergedError, match=r"the loss is nan at step 6 \(not finite: .*loss/diffusion.*learning rate"):
+        fit(module, tiny_data(), [FitStatus(), LastCheckpoint()], max_epochs=3, enable_checkpointing=True)
+    assert (status(tmp_path)["status"], status(tmp_path)["step"]) == ("diverged", 6)
+    last = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 4
+
+
+@pytest.mark.parametrize("val_samples", [0, 8])
+@pytest.mark.parametrize("validate_every", [1, 5])
+def test_weights_that_the_last_step_of_an_epoch_broke_are_not_saved(
+    tiny_denoiser: Any, too_bright: Any, tiny_data: Any, fit: Any, tmp_path: Path, val_samples: int, validate_every: int
+) -> None:
+    """The loss of that step was still finite."""
+    module = ConstrainedDiffusion(tiny_denoiser(), too_bright(), "penalty", optimizer=partial(torch.optim.SGD, lr=1e39))
+    data = tiny_data(batch_size=64, val_samples=val_samples)
+    settings = {"enable_checkpointing": True, "check_val_every_n_epoch": validate_every}
+    with pytest.raises(DivergedError, match=r"\d of 6 tensors of weights are broken at step 1"):
+        fit(module, data, [FitStatus(), LastCheckpoint()], **settings)
+    assert status(tmp_path)["status"] == "diverged"
+    assert not (tmp_path / "checkpoints" / "last.ckpt").exists()
+
+
+def test_a_resumed_fit_goes_on_counting() -> None:
+    first, second = FitStatus(), FitStatus()
+    first.best, first.first, first.last = {"val/diffusion_loss": 1.0}, {"step": 1.0}, {"step": 2.0}
+    first.seconds, first.evaluation_seconds = 100.0, 10.0
+    second.load_state_dict(first.state_dict())
+    assert second.state_dict()["seconds"] >= 100.0
+    assert second.evaluation_seconds == 10.0
+    assert (second.best, second.first, second.last) == (first.best, first.first, first.last)
+
+
+def test_words() -> None:
+    values = {"val/own_violation_rate": 0.002, "val/own_violation_upper_95": 0.0063, "step": 64.0, "val/fid": 7.25}
+    assert sentence("feasible", values, 0.01, 96, 123.4) == (
+        "feasible: at step 64 of 96, 0.20% of the EMA samples violate (upper 95 % bound 0.63%, at most the allowed "
+        "1.00%); 123 s; cost: FID 7.25."
+    )
+    assert describe({}) == "not measured"
+    everything = {
+        "val/diffusion_loss": 0.03,
+        "val/total_variation": 0.0412,
+        "val/non_digit_rate": 0.125,
+        "val/fid": 1.0,
+    }
+    assert describe(everything) == "held-out loss 0.0300, total variation of the rest 0.041, non-digits 12.5%, FID 1.00"

@@ -1,0 +1,146 @@
+"""The fine-tuning set drawn from the model itself: what is drawn, when it is drawn again, and what stays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from constrained_diffusion.datamodules import generated
+from constrained_diffusion.datamodules.generated import FIRST_SEED, GeneratedDataModule, default_cache
+from constrained_diffusion.diffusion import Normalizer
+from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
+from constrained_diffusion.sampling import Sampler
+
+SAMPLER = Sampler(steps=3)
+Attach = Callable[..., tuple[ConstrainedDiffusion, GeneratedDataModule]]
+
+
+@pytest.fixture
+def attach(tiny_denoiser: Any, too_bright: Any, fit: Any, tmp_path: Path) -> Attach:
+    """A factory of a module and its data, both attached to a trainer whose fit has taken no step yet."""
+
+    def make(
+        denoiser: Any = None, module: Any = None, **settings: Any
+    ) -> tuple[ConstrainedDiffusion, GeneratedDataModule]:
+        module = module or ConstrainedDiffusion(
+            denoiser or tiny_denoiser(), too_bright(), optimizer=partial(torch.optim.SGD, lr=0.1)
+        )
+        defaults = {"samples": 24, "held_out": 8, "batch_size": 8, "sampler": SAMPLER, "cache_dir": str(tmp_path / "c")}
+        data = GeneratedDataModule(**{**defaults, **settings})
+        fit(module, data, max_steps=0)
+        return module, data
+
+    return make
+
+
+def test_the_set_is_what_the_pretrained_model_draws(attach: Attach) -> None:
+    module, data = attach(eval_batch_size=5)
+    drawn = module.sample(range(FIRST_SEED, FIRST_SEED + 32), "pretrained", SAMPLER)
+    train, held_out = data.data
+    torch.testing.assert_close(train.clean, drawn[:24])
+    torch.testing.assert_close(held_out.clean, drawn[24:])
+    assert data.sample_shape == (1, 8, 8)
+
+
+def test_no_sample_of_the_evaluation_is_in_the_set(attach: Attach) -> None:
+    module, data = attach()
+    evaluated = module.sample(range(24), "raw", SAMPLER)
+    nearest = (data.data[0].clean[:, None] - evaluated[None]).flatten(2).norm(dim=2).min()
+    assert nearest > 0.01
+
+
+def test_the_set_is_drawn_once_and_kept(attach: Attach, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, first = attach()
+    assert load_file(first.cache_file())["clean"].shape == (32, 1, 8, 8)
+    monkeypatch.delattr(GeneratedDataModule, "_draw")
+    _, second = attach()
+    assert torch.equal(first.data[0].clean, second.data[0].clean)
+
+
+def test_a_fit_does_not_change_its_own_set(tiny_denoiser: Any, too_bright: Any, fit: Any, tmp_path: Path) -> None:
+    module = ConstrainedDiffusion(tiny_denoiser(), too_bright(), optimizer=partial(torch.optim.SGD, lr=0.1))
+    before = module.sample([FIRST_SEED], "raw", SAMPLER)
+    data = GeneratedDataModule(samples=16, held_out=8, batch_size=8, sampler=SAMPLER, cache_dir=str(tmp_path))
+    fit(module, data, max_epochs=3)
+    assert torch.equal(data.data[0].clean[:1], before)
+    assert not torch.equal(module.sample([FIRST_SEED], "raw", SAMPLER), before)
+
+
+def other_weights(denoiser: Any) -> Any:
+    with torch.no_grad():
+        denoiser.network.last.bias += 1e-6
+    return denoiser
+
+
+def other_schedule(denoiser: Any) -> Any:
+    denoiser.noise_schedule.alphas_cumprod *= 0.999
+    return denoiser
+
+
+def other_units(denoiser: Any) -> Any:
+    denoiser.normalizer = Normalizer(0.5, 0.5, low=0.0, high=2.0)
+    return denoiser
+
+
+@pytest.mark.parametrize("change", [other_weights, other_schedule, other_units])
+def test_another_model_never_meets_old_samples(attach: Attach, tiny_denoiser: Any, change: Any) -> None:
+    (_, one), (_, other) = attach(), attach(change(tiny_denoiser()))
+    assert one.cache_file() != other.cache_file()
+    assert not torch.equal(one.data[0].clean, other.data[0].clean)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"sampler": Sampler(steps=4)}, {"sampler": Sampler(steps=3, eta=0.5)}, {"first_seed": 7}, {"samples": 25},
+     {"precision": "bf16-mixed"}],
+)  # fmt: skip
+def test_another_setting_never_meets_old_samples(attach: Attach, fit: Any, setting: dict[str, Any]) -> None:
+    module, one = attach()
+    precision = setting.pop("precision", "32-true")
+    other = GeneratedDataModule(**{"samples": 24, "held_out": 8, "batch_size": 8, "sampler": SAMPLER,
+                                   "cache_dir": str(one.cache_dir), **setting})  # fmt: skip
+    fit(module, other, max_steps=0, precision=precision)
+    assert one.cache_file() != other.cache_file()
+
+
+def test_only_the_feasible_part(attach: Attach) -> None:
+    (_, everything), (_, feasible) = attach(), attach(only_feasible=True, batch_size=2)
+    kept = everything.data[0].clean.flatten(1).mean(1) <= 0.4
+    assert 0 < kept.sum() < 24
+    assert torch.equal(feasible.data[0].clean, everything.data[0].clean[kept])
+    assert torch.equal(feasible.data[1].clean, everything.data[1].clean)  # the held-out rows are the same for both
+
+
+def test_a_killed_draw_leaves_no_half_file(attach: Attach, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def cut(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(generated, "save_file", cut)
+    with pytest.raises(KeyboardInterrupt):
+        generated._write(tmp_path / "generated" / "x.safetensors", torch.zeros(1))
+    assert not (tmp_path / "generated" / "x.safetensors").exists()
+
+
+@pytest.mark.parametrize("setting", [{"samples": 0}, {"held_out": 0}])
+def test_an_empty_set_is_refused(setting: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="expected at least one sample and one held-out sample, got"):
+        GeneratedDataModule(**setting)
+
+
+def test_without_a_trainer_there_is_nothing_to_draw_from() -> None:
+    with pytest.raises(RuntimeError, match=r"pass it to Trainer.fit"):
+        _ = GeneratedDataModule().sample_shape
+
+
+def test_the_environment_names_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CONSTRAINED_DIFFUSION_CACHE", str(tmp_path))
+    assert GeneratedDataModule().cache_dir == default_cache() == tmp_path
+    monkeypatch.delenv("CONSTRAINED_DIFFUSION_CACHE")
+    assert default_cache() == Path.home() / ".cache" / "constrained_diffusion"
