@@ -86,6 +86,15 @@ class NoiseSchedule(nn.Module):
             return output
         return signal * noisy - sigma * output
 
+    def from_clean(self, clean: Tensor, noisy: Tensor, timesteps: Tensor) -> Tensor:
+        """Return the output that means the clean sample `clean`: the inverse of `to_clean`, affine in `clean`."""
+        signal, sigma = self.coefficients(timesteps, noisy)
+        if self.prediction_type == "epsilon":
+            return (noisy - signal * clean) / sigma
+        if self.prediction_type == "sample":
+            return clean
+        return (signal * noisy - clean) / sigma
+
     def to_noise(self, output: Tensor, noisy: Tensor, timesteps: Tensor) -> Tensor:
         """Return the noise that the network's output implies."""
         signal, sigma = self.coefficients(timesteps, noisy)

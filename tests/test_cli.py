@@ -93,7 +93,7 @@ CONSTRAINT, CALLBACK = "class_path: ClassProbability", "class_path: PenaltySched
         ("val_samples", "val_sample", "data: GeneratedDataModule has no option 'val_sample'; did you mean 'val_s"),
         ("sampler: {steps", "sampler: {step", "sampler has no option 'step'; did you mean 'steps'?"),
         ("data:\n", "dta:\n", "no option 'dta."),
-        ("label: 8", "{}", "model.init_args.constraints: ClassProbability needs label"),
+        ("        label: 8\n", "", "model.init_args.constraints: ClassProbability needs label"),
         # types
         ("max_timestep: 80", "max_timestep: many", "model.init_args.max_timestep: expected int or null, got 'many'"),
         ("label: 8", "label: eight", "model.init_args.constraints.init_args.label: expected int, got 'eight'"),

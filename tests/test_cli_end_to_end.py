@@ -21,6 +21,8 @@ from safetensors.torch import load_file
 from constrained_diffusion import cli
 
 FIT = ("fit", "--config", "tiny.yaml")
+CONSTRAINT = "--model.init_args.constraints.init_args"
+OTHER = (f"{CONSTRAINT}.label=7", f"{CONSTRAINT}.threshold=0.0")
 EPOCHS = "--trainer.max_epochs=4"
 
 
@@ -55,11 +57,11 @@ def story(tmp_path_factory: pytest.TempPathFactory, tiny_config: str) -> Iterato
         Path("tiny.yaml").write_text(tiny_config)
         cli.main([*FIT])
         first = hashes(tiny / "1")
-        cli.main([*FIT, "--model.init_args.constraints.init_args.label=7"])
+        cli.main([*FIT, *OTHER])
         after_second = hashes(tiny / "1")
         stopped = metrics(tiny / "2")
-        cli.main([*FIT, "--model.init_args.constraints.init_args.label=7", EPOCHS, "--ckpt_path", "last"])
-        cli.main([*FIT, "--model.init_args.constraints.init_args.label=7", EPOCHS])
+        cli.main([*FIT, *OTHER, EPOCHS, "--ckpt_path", "last"])
+        cli.main([*FIT, *OTHER, EPOCHS])
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
             cli.main(["test", "--config", "tiny.yaml"])

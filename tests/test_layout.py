@@ -27,6 +27,7 @@ FLOORS = {  # the longest name that fits counts
     "fine_tuning.penalty": GROUND,
     "fine_tuning.formulation": GROUND,
     "fine_tuning.schedules": GROUND,
+    "fine_tuning.conditioning": GROUND,
     "fine_tuning.distributed": GROUND,
     "sampling": FIRST,
     "denoisers": FIRST,

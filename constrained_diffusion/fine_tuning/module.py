@@ -11,8 +11,10 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from constrained_diffusion.datamodules.base import DiffusionDataModule
 from constrained_diffusion.datamodules.batch import Batch
 from constrained_diffusion.denoisers.adapter import Denoiser, Prediction
+from constrained_diffusion.fine_tuning.conditioning import condition_on_feasible
 from constrained_diffusion.fine_tuning.distributed import sum_over_ranks
 from constrained_diffusion.fine_tuning.evaluated import TRAINING, EvaluatedDiffusion
 from constrained_diffusion.fine_tuning.formulation import formulation as named_formulation
@@ -22,6 +24,8 @@ from constrained_diffusion.metrics.evaluation import Evaluation
 from constrained_diffusion.objectives import Constraint, StepRecord
 from constrained_diffusion.randomness import keyed_normal, stratified_timesteps
 from constrained_diffusion.sampling import Sampler
+
+BANK = 4096  #: at most so many training samples stand for the pretrained model's distribution
 
 
 class Measured(NamedTuple):
@@ -41,7 +45,8 @@ class ConstrainedDiffusion(EvaluatedDiffusion):
         denoiser: the network with its schedule and units; what it holds at construction is "the pretrained model".
         constraints: one or several; each has its own tolerance and coefficient. None pretrains.
         formulation: "penalty" (eq. 14), "algorithm1", and both held to the frozen model on feasible rows:
-            "anchored_penalty", "anchored_algorithm1".
+            "anchored_penalty", "anchored_algorithm1"; "conditioned_algorithm1" holds to the frozen model without what
+            is infeasible, and needs a training set that was drawn from it.
         max_timestep: T_phi; the constraints see the rows with t < T_phi. None: all rows.
         evaluation: what `validate` and `test` measure on samples.
         sampler: the sampler of evaluation and prediction.
@@ -120,6 +125,16 @@ class ConstrainedDiffusion(EvaluatedDiffusion):
 
     def on_train_start(self) -> None:
         self.denoiser.network.train()  # pretrained networks arrive in eval mode
+        if self.formulation.conditioned and self.constraints:
+            data = getattr(self.trainer, "datamodule", None)
+            if not isinstance(data, DiffusionDataModule):
+                raise ValueError(
+                    "the formulation 'conditioned_algorithm1' compares noisy samples with the training set and needs "
+                    'a DiffusionDataModule; fit with `datamodule=...`, or choose "anchored_algorithm1".'
+                )
+            clean = data.data[0].__getitems__(list(range(min(BANK, len(data.data[0]))))).clean.to(self.device)
+            feasible = torch.cat([self.feasible(part) for part in clean.split(256)])
+            self._bank = (self.denoiser.normalizer.normalize(clean), feasible)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         schedule, clean = self.denoiser.noise_schedule, self.denoiser.normalizer.normalize(batch.clean)
@@ -134,7 +149,7 @@ class ConstrainedDiffusion(EvaluatedDiffusion):
         noisy = schedule.add_noise(clean, noise, timesteps)
         prediction = self.denoiser.predict(noisy, timesteps, batch.condition)
         frozen = self._frozen_prediction(noisy, timesteps, batch.condition)
-        loss = self.diffusion_loss(batch, prediction, frozen, noise, timesteps)
+        loss = self.diffusion_loss(batch, noisy, prediction, frozen, noise, timesteps)
         logs = {"loss/diffusion": loss.detach()}
         result = {"loss": loss}
         if self.constraints:
@@ -163,18 +178,26 @@ class ConstrainedDiffusion(EvaluatedDiffusion):
         return result
 
     def diffusion_loss(
-        self, batch: Batch, prediction: Prediction, frozen: Prediction | None, noise: Tensor, timesteps: Tensor
+        self,
+        batch: Batch,
+        noisy: Tensor,
+        prediction: Prediction,
+        frozen: Prediction | None,
+        noise: Tensor,
+        timesteps: Tensor,
     ) -> Tensor:
         """Return L_diff, a scalar: the error on the model's own target, or on the frozen model's output."""
         schedule, clean = self.denoiser.noise_schedule, self.denoiser.normalizer.normalize(batch.clean)
-        anchored = frozen is not None and self.formulation.anchored
-        target = frozen.output if anchored and frozen else schedule.target(clean, noise, timesteps)
+        target, weight = schedule.target(clean, noise, timesteps), None
+        if self.formulation.conditioned and frozen is not None:
+            shift, weight = condition_on_feasible(noisy, timesteps, schedule, *self._bank)
+            target = frozen.output + schedule.from_clean(shift, torch.zeros_like(noisy), timesteps)
+        elif self.formulation.anchored and frozen is not None:
+            target, weight = frozen.output, self.feasible(batch.clean)
         error = (prediction.output - target).square().flatten(1).mean(1)
         if self.snr_gamma is not None:
             error = error * schedule.loss_weight(timesteps, self.snr_gamma).reshape(len(error), -1).mean(1)
-        if anchored:
-            error = error * self.feasible(batch.clean)  # averaged over all rows, the others counting zero
-        return error.mean()
+        return error.mean() if weight is None else (error * weight).mean()  # over all rows, the others counting zero
 
     def penalty(self, record: StepRecord, noise_error: Tensor) -> Measured:
         """Return the penalty term sum_k C_k rho_k P_k over the rows of `record` (those with t < T_phi).

@@ -71,7 +71,7 @@ def test_the_middle_is_cut_out_and_made_small(tmp_path: Path) -> None:
         write(tmp_path / f"{name}.png", wide)
     train, _ = ImageFolderDataModule(str(tmp_path), size=4, held_out=0.5).data
     assert train.clean.shape == (1, 3, 4, 4)
-    assert (train.clean == 200).all()
+    assert (train.clean > 180).all()  # a squeezed or another part would be black somewhere
 
 
 def test_what_the_camera_noted_about_up_is_heeded(tmp_path: Path) -> None:

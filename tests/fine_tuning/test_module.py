@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from torch import nn
 
 from constrained_diffusion.callbacks import PenaltyScheduler
@@ -91,6 +92,26 @@ def test_anchored_starts_at_zero_on_feasible_rows_and_ignores_the_others(module)
         0.25, rel=1e-4
     )  # every output moved by 0.5
     assert float(m.training_step(Batch(bright_batch().clean * 0 + 0.9), 0)["loss"].detach()) == 0.0
+
+
+def test_conditioned_is_anchored_where_nothing_is_infeasible(module):
+    m = module(formulation="conditioned_algorithm1")
+    m.penalty_coefficient.fill_(0.0)
+    samples = torch.rand(20, 1, 8, 8) * 0.2 - 1
+    m._bank = (samples, torch.ones(20))
+    with torch.no_grad():
+        m.denoiser.network.last.bias += 0.5
+    assert float(m.training_step(bright_batch(), 0)["loss"].detach()) == pytest.approx(0.25, rel=1e-4)
+    m._bank = (samples, torch.zeros(20))  # nothing feasible: nothing to hold to
+    assert float(m.training_step(bright_batch(), 0)["loss"].detach()) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_conditioned_needs_the_training_set(tiny_denoiser, too_bright, tiny_data, tmp_path):
+    module = ConstrainedDiffusion(tiny_denoiser(), too_bright(), "conditioned_algorithm1", optimizer=SGD)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    trainer = Trainer(max_steps=1, default_root_dir=tmp_path, accelerator="cpu", enable_model_summary=False, **quiet)
+    with pytest.raises(ValueError, match="needs a DiffusionDataModule"):
+        trainer.fit(module, train_dataloaders=tiny_data().train_dataloader())
 
 
 def test_released_at_or_below_tau(module):

@@ -1,0 +1,55 @@
+"""Which weights a finished fit leaves in `export/`."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from constrained_diffusion.callbacks import BestFeasible, Export, LastCheckpoint
+from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
+
+GOOD, BAD = 0.1, 0.9
+
+
+def exported(run: Path, name: str = "export") -> dict[str, torch.Tensor]:
+    return load_file(run / name / "model.safetensors")
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())
+
+
+def test_the_ema_weights(tiny_denoiser: Any, tiny_data: Any, fit: Any, tmp_path: Path) -> None:
+    module = ConstrainedDiffusion(tiny_denoiser(), optimizer=partial(torch.optim.SGD, lr=0.1))
+    fit(module, tiny_data(), [Export("weights")])
+    assert same(exported(tmp_path, "weights"), module.ema.state_dict())
+    assert not same(exported(tmp_path, "weights"), module.denoiser.network.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("script", "epoch"),
+    [([(1.0, GOOD), (2.0, GOOD), (3.0, BAD)], 0), ([(2.0, GOOD), (1.0, GOOD)], 1), ([(1.0, BAD), (2.0, BAD)], 1)],
+)
+def test_the_best_feasible_weights_where_there_are_some(
+    scripted: Any, tiny_data: Any, fit: Any, tmp_path: Path, script: list[tuple[float, float]], epoch: int
+) -> None:
+    callbacks = [Export(), BestFeasible()]
+    fit(scripted(script), tiny_data(), callbacks, max_epochs=len(script), enable_checkpointing=True)
+    until = scripted(script)
+    fit(until, tiny_data(), max_epochs=epoch + 1, default_root_dir=tmp_path / "other")
+    assert same(exported(tmp_path), until.ema.state_dict())
+
+
+def test_a_resumed_fit_exports_anew(scripted: Any, tiny_data: Any, fit: Any, tmp_path: Path) -> None:
+    script, last = [(1.0, BAD), (1.0, BAD)], str(tmp_path / "checkpoints" / "last.ckpt")
+    fit(scripted(script), tiny_data(), [Export(), LastCheckpoint()], max_epochs=1, enable_checkpointing=True)
+    before = exported(tmp_path)
+    module = scripted(script)
+    fit(module, tiny_data(), [Export(), LastCheckpoint()], last, max_epochs=2, enable_checkpointing=True)
+    assert not same(exported(tmp_path), before)
+    assert same(exported(tmp_path), module.ema.state_dict())
