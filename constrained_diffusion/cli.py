@@ -113,15 +113,17 @@ class ConstrainedCLI(LightningCLI):
             callbacks.append(RichProgressBar())
         if config.enable_checkpointing is False:
             callbacks = [callback for callback in callbacks if not isinstance(callback, ModelCheckpoint)]
-        begin = LambdaCallback(on_train_start=self._begin, on_test_start=self._begin, on_predict_start=self._begin)
+        begin = LambdaCallback(
+            on_train_epoch_start=self._begin, on_test_start=self._begin, on_predict_start=self._begin
+        )
         self.trainer_defaults["callbacks"] = [*(c for c in callbacks if type(c) not in given), begin]
         return super().instantiate_trainer(**kwargs)
 
     def _begin(self, trainer: Trainer, model: LightningModule) -> None:
-        """Note that everything has been checked, so that this run is worth keeping."""
-        ConstrainedCLI.training = trainer.training
-        if trainer.is_global_zero:
+        """Note, once, that everything has been checked, so that this run is worth keeping."""
+        if trainer.is_global_zero and not ConstrainedCLI.training:
             runs.begin(self.run_folder, self.config_text, latest=trainer.training)
+        ConstrainedCLI.training = trainer.training
 
 
 def _loggers(run: Path, resumed: int | None) -> list[Any]:

@@ -79,7 +79,7 @@ trainer:
   accelerator: cpu
   callbacks:
     - class_path: PenaltyScheduler
-      init_args: {initial: 0.05, growth_factor: 1.2, every_n_steps: 2}
+      init_args: {initial: 0.05, growth_factor: 1.2, every_n_steps: 2, stop_below: 0.0}
 model:
   class_path: ConstrainedDiffusion
   init_args:

@@ -21,8 +21,7 @@ from safetensors.torch import load_file
 from constrained_diffusion import cli
 
 FIT = ("fit", "--config", "tiny.yaml")
-CONSTRAINT = "--model.init_args.constraints.init_args"
-OTHER = (f"{CONSTRAINT}.label=7", f"{CONSTRAINT}.threshold=0.0")
+OTHER = "--model.init_args.constraints.init_args.threshold=0.05"
 EPOCHS = "--trainer.max_epochs=4"
 
 
@@ -31,7 +30,7 @@ class Story(NamedTuple):
 
     root: Path
     first: dict[str, str]  #: run 1 after its fit
-    after_second: dict[str, str]  #: run 1 after a second fit, of another digit
+    after_second: dict[str, str]  #: run 1 after a second fit, with another threshold
     stopped: list[dict[str, str]]  #: metrics of run 2 when it was stopped
     said: str  #: what `test` of run 3 printed
 
@@ -57,11 +56,11 @@ def story(tmp_path_factory: pytest.TempPathFactory, tiny_config: str) -> Iterato
         Path("tiny.yaml").write_text(tiny_config)
         cli.main([*FIT])
         first = hashes(tiny / "1")
-        cli.main([*FIT, *OTHER])
+        cli.main([*FIT, OTHER])
         after_second = hashes(tiny / "1")
         stopped = metrics(tiny / "2")
-        cli.main([*FIT, *OTHER, EPOCHS, "--ckpt_path", "last"])
-        cli.main([*FIT, *OTHER, EPOCHS])
+        cli.main([*FIT, OTHER, EPOCHS, "--ckpt_path", "last"])
+        cli.main([*FIT, OTHER, EPOCHS])
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
             cli.main(["test", "--config", "tiny.yaml"])
@@ -98,8 +97,8 @@ def test_a_second_fit_leaves_the_first_as_it_was(story: Story) -> None:
 
 def test_the_config_of_the_run_is_its_own(story: Story, runs: dict[int, Path]) -> None:
     config = [yaml.safe_load((runs[number] / "config.yaml").read_text()) for number in (1, 2, 3)]
-    labels = [each["model"]["init_args"]["constraints"]["init_args"]["label"] for each in config]
-    assert labels == [8, 7, 7]
+    thresholds = [each["model"]["init_args"]["constraints"]["init_args"]["threshold"] for each in config]
+    assert thresholds == [0.1, 0.05, 0.05]
     assert config[0]["trainer"]["default_root_dir"] is None  # so that the file can be fitted again
     assert config[0]["trainer"]["max_epochs"] == 2
 
@@ -112,9 +111,9 @@ def test_metrics_go_on_without_gap_or_repeat(story: Story, runs: dict[int, Path]
     for rows in (resumed, whole):
         assert [int(row["step"]) for row in rows if row["loss/total"]] == list(range(8))
         assert [int(row["step"]) for row in rows if row["val/diffusion_loss"]] == [1, 3, 5, 7]
-    number = {key: [float(row[key] or "nan") for row in resumed] for key in resumed[0]}
-    expected = {key: [float(row[key] or "nan") for row in whole] for key in whole[0]}
-    assert number == pytest.approx(expected, nan_ok=True)
+    assert resumed[0].keys() == whole[0].keys()
+    for key in resumed[0]:
+        assert [float(row[key] or "inf") for row in resumed] == [float(row[key] or "inf") for row in whole], key
     assert len(story.stopped) == 6
 
 
@@ -140,12 +139,12 @@ def test_status_and_results(story: Story, runs: dict[int, Path]) -> None:
         assert all(0 <= results[side][key] <= 1 for key in rates)
         assert sum(results[side]["metrics"]["class_histogram"]) == 8
     assert (results["status"], results["cost"]) == (status["status"], status["cost"])
-    assert results["label"] == 8  # of the config that was tested
+    assert results["label"] == 8
     assert results["seconds"]["fit"] > 0
     assert results["seconds"]["test"] > 0
     assert (results["config"], results["seeds"]) == ("tiny", [0, 7])
     assert results["sampler"]["steps"] == 2
-    assert results["versions"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(results["versions"]["torch"])
     hashed = results["weights_sha256"]
     assert len(hashed["before"]) == len(hashed["after"]) == 64
     assert hashed["before"] != hashed["after"]

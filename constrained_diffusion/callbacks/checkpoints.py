@@ -40,6 +40,7 @@ class BestFeasible(ModelCheckpoint):
             mode="min",
             save_top_k=1,
             enable_version_counter=False,
+            save_on_train_epoch_end=False,
         )
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

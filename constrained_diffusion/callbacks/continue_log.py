@@ -22,14 +22,14 @@ class ContinueLog(Callback):
 
     def __init__(self, metrics: Path) -> None:
         self.metrics = metrics
-        self.text = metrics.read_text() if metrics.is_file() else ""
+        self.content = metrics.read_bytes() if metrics.is_file() else b""
         self._continued = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._continued = True
         for logger in trainer.loggers:
             if isinstance(logger, CSVLogger) and trainer.is_global_zero:
-                for step, values in rows(self.text):
+                for step, values in rows(self.content.decode()):
                     if step < trainer.global_step:
                         logger.log_metrics({**values}, step)
                 logger.save()
@@ -41,8 +41,8 @@ class ContinueLog(Callback):
         self._put_back(trainer)
 
     def _put_back(self, trainer: Trainer) -> None:
-        if self.text and not self._continued and trainer.is_global_zero:
-            self.metrics.write_text(self.text)
+        if self.content and not self._continued and trainer.is_global_zero:
+            self.metrics.write_bytes(self.content)
 
 
 def rows(text: str) -> list[tuple[int, dict[str, float]]]:

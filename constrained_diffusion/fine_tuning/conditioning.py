@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from constrained_diffusion.diffusion import NoiseSchedule
@@ -42,9 +43,10 @@ def condition_on_feasible(
     signal, sigma = schedule.coefficients(timesteps, flat)
     # ||x_t - s x_i||^2 without the term that all i share
     distance = signal.square() * bank.square().sum(1) - 2 * signal * (flat @ bank.T)
-    weight = (-distance / (2 * sigma.square())).softmax(1)
-    kept = weight * feasible
-    probability = kept.sum(1)
-    inside = (kept / probability.clamp(min=1e-6)[:, None]) @ bank
-    shift = (inside - weight @ bank).reshape(noisy.shape)
+    evidence = -distance / (2 * sigma.square())
+    weight = evidence.softmax(1)
+    probability = weight @ feasible
+    # Normalised among the feasible ones by themselves, which holds where their share is too small for a quotient.
+    inside = evidence.masked_fill(feasible == 0, -torch.inf).softmax(1).nan_to_num()
+    shift = ((inside - weight) @ bank).reshape(noisy.shape)
     return Conditioned(shift.to(noisy.dtype), probability.clamp(max=1))

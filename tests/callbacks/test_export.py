@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from constrained_diffusion.callbacks import BestFeasible, Export, LastCheckpoint
 from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
 
+pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory")  # of the part before, in a resumed fit
 GOOD, BAD = 0.1, 0.9
 
 

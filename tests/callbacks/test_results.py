@@ -51,7 +51,7 @@ def test_results_of_a_constrained_fit(
     assert results["sampler"]["steps"] == 20
     assert results["precision"] == "32-true"
     assert 0 < results["seconds"]["test"] < 600
-    assert results["versions"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(results["versions"]["torch"])
     assert results["weights_sha256"]["before"] != results["weights_sha256"]["after"]
     assert "before" in capsys.readouterr().out
 

@@ -13,7 +13,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from constrained_diffusion import zoo
 from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.denoisers.config import denoiser_config
 from constrained_diffusion.denoisers.loading import PretrainedDenoiser
@@ -265,82 +264,3 @@ def test_code_in_a_checkpoint_is_not_executed(checkpoint: Path, tmp_path: Path) 
     assert not mark.exists()
     torch.load(checkpoint, weights_only=False)
     assert mark.exists()  # the trap is a real one
-
-
-# --------------------------------------------------------------------------------------------------------- safetensors
-
-
-def test_safetensors_with_a_network(tmp_path: Path, unet: Any, reference: Any, answers: Any) -> None:
-    save_file(unet(0).state_dict(), tmp_path / "w.safetensors")
-    source, schedule = str(tmp_path / "w.safetensors"), DiffusersSchedule(SCHEDULE)
-    assert torch.equal(answers(PretrainedDenoiser(source, network=unet(1), noise_schedule=schedule)), reference)
-    with pytest.raises(ValueError, match=r"does not tell how to make its network \(class unknown\)"):
-        PretrainedDenoiser(source, noise_schedule=schedule)
-    with pytest.raises(ValueError, match="no noise schedule"):
-        PretrainedDenoiser(source, network=unet(1))
-
-
-@pytest.mark.parametrize("place", ["twin", "folder", "metadata"])
-def test_safetensors_with_their_config(tmp_path: Path, unet: Any, reference: Any, answers: Any, place: str) -> None:
-    denoiser = Denoiser(unet(0), DiffusersSchedule(SCHEDULE))
-    config = json.dumps(denoiser_config(denoiser))
-    metadata = {"constrained_diffusion": config} if place == "metadata" else None
-    save_file(denoiser.network.state_dict(), tmp_path / "w.safetensors", metadata)
-    if metadata is None:
-        (tmp_path / ("w.json" if place == "twin" else "constrained_diffusion.json")).write_text(config)
-    assert torch.equal(answers(PretrainedDenoiser(str(tmp_path / "w.safetensors"))), reference)
-
-
-@pytest.mark.parametrize("kept", [0, 4, 200, -1])
-def test_truncated_safetensors_are_refused(tmp_path: Path, unet: Any, kept: int) -> None:
-    save_file(unet(0).state_dict(), tmp_path / "w.safetensors")
-    (tmp_path / "w.safetensors").write_bytes((tmp_path / "w.safetensors").read_bytes()[:kept])
-    with pytest.raises(ValueError, match=BAD_WEIGHTS):
-        PretrainedDenoiser(str(tmp_path / "w.safetensors"), network=unet(1), noise_schedule=NoiseSchedule([0.5]))
-
-
-# ----------------------------------------------------------------------------------------------------------- names, hub
-
-
-def test_a_zoo_name_comes_first(pipeline: Path, monkeypatch: pytest.MonkeyPatch, reference: Any, answers: Any) -> None:
-    (pipeline / "CARD.md").write_text("a card")
-    monkeypatch.setattr(zoo, "_FOLDER", pipeline.parent)
-    monkeypatch.chdir(pipeline.parent.parent)
-    denoiser = PretrainedDenoiser("pipeline")
-    assert torch.equal(answers(denoiser), reference)
-    assert denoiser.folder == pipeline
-
-
-@pytest.mark.parametrize("source", ["mnist_denoisr", "runs/last.ckpt", "a/b/c", "weights.safetensors"])
-def test_what_is_nowhere_is_refused_with_the_alternatives(source: str) -> None:
-    with pytest.raises(FileNotFoundError, match=f"at '{source}': expected a zoo name .*diffusers folder, a .ckpt"):
-        PretrainedDenoiser(source)
-
-
-def test_an_unknown_kind_of_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "weights.pth").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"a .ckpt or a .safetensors file, got '.*weights.pth'"):
-        PretrainedDenoiser(str(tmp_path / "weights.pth"))
-
-
-@pytest.fixture
-def offline_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty hub cache, and no network."""
-    import huggingface_hub
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    return tmp_path / "hub"
-
-
-def test_a_hub_id_that_cannot_be_had_offline(offline_hub: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="'owner/name' is no file or folder here, and could not be had"):
-        PretrainedDenoiser("owner/name")
-
-
-def test_a_hub_id_in_the_cache(offline_hub: Path, pipeline: Path, reference: Any, answers: Any) -> None:
-    repository, commit = offline_hub / "models--owner--name", "0" * 40
-    shutil.copytree(pipeline, repository / "snapshots" / commit)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(commit)
-    assert torch.equal(answers(PretrainedDenoiser("owner/name")), reference)

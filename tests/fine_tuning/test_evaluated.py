@@ -1,0 +1,346 @@
+"""Sampling, measuring, keeping: against samples drawn by other modules and figures counted by hand."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
+
+from constrained_diffusion import zoo
+from constrained_diffusion.callbacks import LastCheckpoint
+from constrained_diffusion.datamodules.batch import Batch
+from constrained_diffusion.denoisers.loading import PretrainedDenoiser
+from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
+from constrained_diffusion.metrics.evaluation import Evaluation
+from constrained_diffusion.objectives import Constraint, StepRecord
+from constrained_diffusion.randomness import keyed_normal
+from constrained_diffusion.sampling import Sampler
+
+ADAM = partial(torch.optim.Adam, lr=1e-2)
+SAMPLER = Sampler(steps=4)
+
+
+class MeanBrightness(Evaluation):
+    """The share of samples brighter than 0.5, and their mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.means: list[float] = []
+
+    def update(self, clean: Tensor) -> None:
+        self.means += clean.flatten(1).mean(1).tolist()
+
+    def compute(self) -> dict[str, Any]:
+        bright = [mean > 0.5 for mean in self.means]
+        metrics = {"brightness": sum(self.means) / len(self.means)}
+        return {
+            "violation_rate": sum(bright) / len(bright),
+            "violation_upper_95": 1.0,
+            "n": len(bright),
+            "metrics": metrics,
+        }
+
+    def reset(self) -> None:
+        self.means = []
+
+    def marks(self, clean: Tensor) -> list[str]:
+        return [""] * len(clean)
+
+    def compare(self, before: dict[str, Any], after: dict[str, Any]) -> None:
+        after["metrics"]["brighter"] = after["metrics"]["brightness"] - before["metrics"]["brightness"]
+
+
+@pytest.fixture
+def trained(tiny_denoiser: Any, too_bright: Any, tiny_data: Any, fit: Any) -> Any:
+    """`trained(**settings)`: a module after two epochs, and its trainer."""
+
+    def make(data: Any = None, trainer: dict[str, Any] | None = None, **settings: Any) -> tuple[Any, Trainer]:
+        given = {"denoiser": tiny_denoiser(), "constraints": too_bright(), "sampler": SAMPLER, "optimizer": ADAM}
+        module = ConstrainedDiffusion(**{**given, "formulation": "penalty", "ema_decay": 0.8, **settings})
+        return module, fit(module, data or tiny_data(), **(trainer or {}))
+
+    return make
+
+
+def drawn_by(weights: nn.Module, denoiser: Any, seeds: Any) -> Tensor:
+    """What a fresh module that was born with these weights draws."""
+    denoiser.network.load_state_dict(weights.state_dict())
+    return ConstrainedDiffusion(denoiser, sampler=SAMPLER).sample(seeds, "raw")
+
+
+def test_each_kind_of_weights_draws_its_own_samples(trained: Any, tiny_denoiser: Any) -> None:
+    module, _ = trained()
+    seeds, fresh = [0, 5, 9], tiny_denoiser()
+    torch.testing.assert_close(module.sample(seeds, "pretrained"), drawn_by(fresh.network, fresh, seeds))
+    torch.testing.assert_close(module.sample(seeds, "raw"), drawn_by(module.denoiser.network, tiny_denoiser(), seeds))
+    torch.testing.assert_close(module.sample(seeds, "ema"), drawn_by(module.ema, tiny_denoiser(), seeds))
+    torch.testing.assert_close(module.sample(seeds), module.sample(seeds, "ema"))
+    kinds = [module.sample(seeds, weights) for weights in ("pretrained", "raw", "ema")]
+    assert all((kinds[i] - kinds[j]).abs().max() > 1e-3 for i, j in ((0, 1), (0, 2), (1, 2)))
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_a_sample_depends_on_its_own_seed_alone(trained: Any, eta: float) -> None:
+    module, _ = trained(sampler=Sampler(steps=4, eta=eta))
+    together = module.sample([3, 1, 4, 1])
+    torch.testing.assert_close(together, torch.cat([module.sample([seed]) for seed in (3, 1, 4, 1)]))
+    torch.testing.assert_close(together[1], together[3])
+    assert (together[0] - together[1]).abs().max() > 1e-3
+
+
+def test_samples_are_in_the_units_of_the_data_and_leave_no_trace(trained: Any) -> None:
+    module, _ = trained()
+    module.denoiser.network.train()
+    samples = module.sample(range(16), "raw")
+    assert samples.shape == (16, 1, 8, 8)
+    assert 0 <= samples.min() < samples.max() <= 1
+    assert not samples.requires_grad
+    assert module.denoiser.network.training
+    assert not module.ema.training
+
+
+def test_another_sampler_may_be_given(trained: Any) -> None:
+    module, _ = trained()
+    other = module.sample([0], sampler=Sampler(steps=7))
+    assert not torch.allclose(other, module.sample([0]))
+    module.sampler = Sampler(steps=7)
+    torch.testing.assert_close(module.sample([0]), other)
+
+
+def rows(count: int) -> Batch:
+    clean = torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+    return Batch(clean, index=torch.arange(10, 10 + count))
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+def test_the_held_out_loss_by_hand(tiny_denoiser: Any, prediction_type: str) -> None:
+    module = ConstrainedDiffusion(tiny_denoiser(prediction_type=prediction_type), seed=3)
+    clean = rows(6).clean * 2 - 1
+    noise = keyed_normal([(3, 2, row) for row in range(10, 16)], (1, 8, 8))
+    golden = (5**0.5 - 1) / 2
+    t = torch.tensor([int(100 * (row * golden % 1)) for row in range(10, 16)])
+    abar = module.denoiser.noise_schedule.alphas_cumprod[t].reshape(-1, 1, 1, 1)
+    noisy = abar.sqrt() * clean + (1 - abar).sqrt() * noise
+    target = {"epsilon": noise, "sample": clean, "v_prediction": abar.sqrt() * noise - (1 - abar).sqrt() * clean}
+    expected = (module.ema(noisy, t) - target[prediction_type]).square().mean()
+    torch.testing.assert_close(module.held_out_loss(rows(6)), expected)
+
+
+def test_the_held_out_loss_has_fixed_noise_per_row_and_uses_the_ema(tiny_denoiser: Any) -> None:
+    module = ConstrainedDiffusion(tiny_denoiser())
+    whole, batch = module.held_out_loss(rows(8)), rows(8)
+    assert torch.equal(whole, module.held_out_loss(rows(8)))
+    assert batch.index is not None
+    halves = [module.held_out_loss(Batch(batch.clean[i : i + 4], index=batch.index[i : i + 4])) for i in (0, 4)]
+    torch.testing.assert_close(torch.stack(halves).mean(), whole)
+    with torch.no_grad():
+        module.denoiser.network.last.bias += 1
+    assert torch.equal(module.held_out_loss(rows(8)), whole)
+    with torch.no_grad():
+        module.ema.last.bias += 1
+    assert not torch.equal(module.held_out_loss(rows(8)), whole)
+
+
+def test_validation_measures_the_ema_samples(trained: Any, tiny_data: Any) -> None:
+    data = tiny_data(val_samples=20)
+    module, trainer = trained(data, evaluation=MeanBrightness())
+    brightness = module.sample(range(20)).flatten(1).mean(1)
+    logged = trainer.callback_metrics
+    assert float(logged["val/own_violation_rate"]) == pytest.approx(float((brightness > 0.4).float().mean()))
+    assert float(logged["val/violation_rate"]) == pytest.approx(float((brightness > 0.5).float().mean()))
+    assert float(logged["val/brightness"]) == pytest.approx(float(brightness.mean()), rel=1e-5)
+    held_out = data.data[1].__getitems__(list(range(16)))
+    assert float(logged["val/diffusion_loss"]) == pytest.approx(float(module.held_out_loss(held_out)), rel=1e-5)
+
+
+def test_the_test_measures_before_and_after_on_the_same_seeds(trained: Any, tiny_data: Any) -> None:
+    data = tiny_data(test_samples=20)
+    module, trainer = trained(data, evaluation=MeanBrightness())
+    trainer.test(module, datamodule=data, verbose=False)
+    figures = {}
+    for side, weights in (("before", "pretrained"), ("after", "ema")):
+        brightness = module.sample(range(20), weights).flatten(1).mean(1)
+        figures[side] = float(brightness.mean())
+        result = module.results[side]
+        assert result["own_violation_rate"] == pytest.approx(float((brightness > 0.4).float().mean()))
+        assert result["violation_rate"] == pytest.approx(float((brightness > 0.5).float().mean()))
+        assert result["metrics"]["brightness"] == pytest.approx(figures[side], rel=1e-5)
+        assert result["n"] == 20
+    assert module.results["after"]["metrics"]["brighter"] == pytest.approx(
+        figures["after"] - figures["before"], abs=1e-6
+    )
+
+
+def test_before_any_training_before_and_after_are_one(trained: Any, tiny_data: Any) -> None:
+    data = tiny_data()
+    module, trainer = trained(data, {"max_steps": 0}, evaluation=MeanBrightness())
+    trainer.test(module, datamodule=data, verbose=False)
+    assert module.results["after"]["metrics"].pop("brighter") == 0
+    assert module.results["before"] == module.results["after"]
+
+
+def test_without_constraints_there_is_only_after(trained: Any, tiny_data: Any) -> None:
+    data = tiny_data()
+    module, trainer = trained(data, constraints=None)
+    trainer.test(module, datamodule=data, verbose=False)
+    assert module.results == {"after": {"violation_rate": None, "violation_upper_95": None, "n": 8, "metrics": {}}}
+
+
+def test_a_constraint_on_the_step_has_no_say_about_samples(trained: Any, tiny_data: Any, too_bright: Any) -> None:
+    class Strict(Constraint):
+        needs_step_record = True
+
+        def forward(self, record: StepRecord) -> Tensor:  # type: ignore[override]
+            return record.predicted_noise.flatten(1).mean(1) + 1e3
+
+    data = tiny_data(test_samples=20)
+    module, trainer = trained(data, constraints=[Strict(), too_bright()], formulation="penalty")
+    trainer.test(module, datamodule=data, verbose=False)
+    bright = module.sample(range(20)).flatten(1).mean(1) > 0.4
+    assert module.results["after"]["own_violation_rate"] == pytest.approx(float(bright.float().mean()))
+
+
+# ---------------------------------------------------------------- stored samples
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Path:
+    """A weights' folder with 24 stored samples, half of them white, and the card that says how they were drawn."""
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    samples = torch.zeros(24, 1, 8, 8)
+    samples[::2] = 1.0
+    zoo.write_sheet(samples, folder / "samples.png", columns=7)
+    card = {"sampler": asdict(SAMPLER), "precision": "32-true", "count": 24, "size": 8}
+    (folder / "card.json").write_text(json.dumps({"samples": card}))
+    return folder
+
+
+def after_a_test(trained: Any, data: Any, folder: Path, **settings: Any) -> Any:
+    precision = settings.pop("precision", "32-true")
+    module, trainer = trained(data, {"precision": precision}, evaluation=MeanBrightness(), **settings)
+    module.denoiser.folder = folder
+    trainer.test(module, datamodule=data, verbose=False)
+    return module
+
+
+def test_stored_samples_stand_for_the_pretrained_model(trained: Any, tiny_data: Any, stored: Path) -> None:
+    module = after_a_test(trained, tiny_data(test_samples=20), stored)
+    assert module.results["before"]["metrics"]["brightness"] == 0.5
+    assert module.results["before"]["own_violation_rate"] == 0.5
+    after = module.sample(range(20)).flatten(1).mean(1)
+    assert module.results["after"]["metrics"]["brightness"] == pytest.approx(float(after.mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"sampler": Sampler(steps=5)},
+        {"sampler": Sampler(steps=4, eta=0.5)},
+        {"recompute": True},
+        {"precision": "bf16-mixed"},
+    ],
+)
+def test_samples_stored_otherwise_are_ignored(
+    trained: Any, tiny_data: Any, stored: Path, setting: dict[str, Any]
+) -> None:
+    module = after_a_test(trained, tiny_data(test_samples=20), stored, **setting)
+    assert module.results["before"]["metrics"]["brightness"] != 0.5
+
+
+def test_seeds_beyond_the_stored_ones_are_drawn(trained: Any, tiny_data: Any, stored: Path) -> None:
+    data = tiny_data(test_samples=40, eval_batch_size=20)
+    module = after_a_test(trained, data, stored)
+    fresh = float(module.sample(range(20, 40), "pretrained").mean())
+    assert module.results["before"]["metrics"]["brightness"] == pytest.approx((0.5 + fresh) / 2, rel=1e-5)
+
+
+def test_validation_compares_with_the_stored_samples(
+    trained: Any, tiny_data: Any, tiny_denoiser: Any, stored: Path
+) -> None:
+    denoiser = tiny_denoiser()
+    denoiser.folder = stored
+    module, trainer = trained(tiny_data(val_samples=20), denoiser=denoiser, evaluation=MeanBrightness())
+    expected = float(module.sample(range(20)).mean()) - 0.5
+    assert float(trainer.callback_metrics["val/brighter"]) == pytest.approx(expected, abs=1e-5)
+
+
+# ---------------------------------------------------------------- keeping
+
+
+def test_a_checkpoint_holds_no_judge_and_no_constraint(trained: Any, tmp_path: Path, too_bright: Any) -> None:
+    class Learnt(too_bright):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.classifier = nn.Linear(2, 2)
+
+    _, trainer = trained(constraints=Learnt(), trainer={"max_steps": 1})
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    state = torch.load(tmp_path / "x.ckpt", weights_only=True)["state_dict"]
+    assert {name.split(".")[0] for name in state} == {"denoiser", "ema", "penalty_coefficient", "stop_below"}
+
+
+def deeper(denoiser: Any) -> Any:
+    denoiser.network.extra = nn.Linear(1, 1)
+    return denoiser
+
+
+@pytest.mark.parametrize("change", ["more layers", "fewer layers", "no constraint", "two constraints"])
+def test_a_checkpoint_of_another_model_is_refused(
+    trained: Any, tiny_denoiser: Any, too_bright: Any, tmp_path: Path, change: str
+) -> None:
+    big, small = {"denoiser": deeper(tiny_denoiser())}, {"denoiser": tiny_denoiser()}
+    made, used = {
+        "more layers": (small, big),
+        "fewer layers": (big, small),
+        "no constraint": ({"constraints": None}, {"constraints": too_bright()}),
+        "two constraints": ({"constraints": [too_bright(), too_bright()]}, {"constraints": too_bright()}),
+    }[change]
+    _, trainer = trained(**made)
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    with pytest.raises(ValueError, match=r"the checkpoint is of another model: .* give the config that .* made with"):
+        trained(**used, trainer={"ckpt_path": str(tmp_path / "x.ckpt"), "max_epochs": 3})
+
+
+def test_the_export_is_the_ema_of_now_or_of_a_checkpoint(
+    trained: Any, tiny_data: Any, tiny_denoiser: Any, fit: Any, tmp_path: Path
+) -> None:
+    module, _ = trained(trainer={"callbacks": [LastCheckpoint()], "enable_checkpointing": True, "max_epochs": 1})
+    early = copy.deepcopy(module.ema.state_dict())
+    fit(module, tiny_data(), max_epochs=2)
+    checkpoint = tmp_path / "checkpoints" / "last.ckpt"
+    module.export(tmp_path / "now")
+    module.export(tmp_path / "then", checkpoint)
+    for name, expected in (("now", module.ema.state_dict()), ("then", early)):
+        read = PretrainedDenoiser(str(tmp_path / name), network=tiny_denoiser().network).network.state_dict()
+        assert all(torch.equal(value, expected[key]) for key, value in read.items())
+    assert not torch.equal(early["last.bias"], module.ema.state_dict()["last.bias"])
+    facts = json.loads((tmp_path / "now" / "training.json").read_text())
+    assert facts["batches"] == 8
+    assert facts["seed"] == 0
+
+
+def test_hashes_tell_weights_apart(trained: Any) -> None:
+    module, _ = trained()
+    hashes = module.weights_sha256()
+    assert hashes["before"] != hashes["after"]
+    with torch.no_grad():
+        module.ema.last.bias += 1e-6
+    assert module.weights_sha256()["after"] != hashes["after"]
+    assert module.weights_sha256()["before"] == hashes["before"]
+
+
+def test_constraints_of_one_class_are_told_apart(tiny_denoiser: Any, too_bright: Any) -> None:
+    class Dark(too_bright):  # type: ignore[misc]
+        pass
+
+    module = ConstrainedDiffusion(tiny_denoiser(), [too_bright(), Dark(), too_bright()])
+    assert module.constraint_names == ["TooBright_0", "Dark", "TooBright_2"]
