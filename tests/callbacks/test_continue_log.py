@@ -21,8 +21,7 @@ def part(tiny_denoiser: Any, tiny_data: Any, fit: Any, tmp_path: Path) -> Any:
     def run(resume: bool = False, every: int | None = None, denoiser: Any = None, **settings: Any) -> None:
         checkpoint = str(tmp_path / "checkpoints" / "last.ckpt") if resume else None
         logger = CSVLogger(tmp_path, name="", version="", flush_logs_every_n_steps=3)
-        callbacks = [ContinueLog(tmp_path / "metrics.csv")] if resume else []
-        callbacks = [*callbacks, LastCheckpoint(every)]
+        callbacks = [*([ContinueLog(tmp_path / "metrics.csv")] if resume else []), LastCheckpoint(every)]
         fixed = {"logger": logger, "log_every_n_steps": 1, "enable_checkpointing": True}
         fit(ConstrainedDiffusion(denoiser or tiny_denoiser()), tiny_data(), callbacks, checkpoint, **fixed, **settings)
 

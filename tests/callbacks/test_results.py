@@ -41,8 +41,9 @@ def test_results_of_a_constrained_fit(
     module = ConstrainedDiffusion(tiny_denoiser(), too_bright())
     results = tested(module, tiny_data(test_samples=20))
     assert results.keys() == KEYS
-    for side, weights in (("before", "pretrained"), ("after", "ema")):
-        bright = module.sample(range(20), weights).flatten(1).mean(1) > 0.4
+    drawn = {"before": module.sample(range(20), "pretrained"), "after": module.sample(range(20), "ema")}
+    for side, samples in drawn.items():
+        bright = samples.flatten(1).mean(1) > 0.4
         assert results[side]["own_violation_rate"] == pytest.approx(float(bright.float().mean()))
         assert results[side]["n"] == 20
     assert results["status"] == "infeasible"  # 20 samples cannot bound 1 %

@@ -88,8 +88,9 @@ class BrokenStep(ConstrainedDiffusion):
     """The loss is finite, its gradient is not."""
 
     def on_after_backward(self) -> None:
-        assert self.denoiser.network.last.bias.grad is not None
-        self.denoiser.network.last.bias.grad.fill_(float("inf"))
+        gradient = self.denoiser.network.get_parameter("last.bias").grad
+        assert gradient is not None
+        gradient.fill_(float("inf"))
 
 
 @pytest.mark.parametrize("val_samples", [0, 8])

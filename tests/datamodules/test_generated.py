@@ -132,7 +132,7 @@ def test_a_killed_draw_leaves_no_half_file(attach: Attach, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("setting", [{"samples": 0}, {"held_out": 0}])
-def test_an_empty_set_is_refused(setting: dict[str, int]) -> None:
+def test_an_empty_set_is_refused(setting: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="expected at least one sample and one held-out sample, got"):
         GeneratedDataModule(**setting)
 
