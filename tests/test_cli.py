@@ -214,6 +214,23 @@ def test_what_goes_wrong_in_training_is_shown_whole(place: Path, monkeypatch: py
     assert (place / "runs" / "tiny" / "latest").resolve().name == "2"
 
 
+def test_what_the_config_switches_off_is_off_and_nothing_is_advertised(
+    place: Path, tiny_config: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = tiny_config.replace(
+        "    - class_path: PenaltyScheduler\n      init", "    class_path: PenaltyScheduler\n    init"
+    )
+    (place / "tiny.yaml").write_text(one.replace("accelerator: cpu", "accelerator: cpu\n  enable_checkpointing: false"))
+    with caplog.at_level("INFO"):
+        cli.main(["fit", "--config", "tiny.yaml", "--trainer.enable_progress_bar=false", "--trainer.max_epochs=1"])
+    run = place / "runs" / "tiny" / "2"
+    assert (run / "status.json").is_file()
+    assert (run / "export" / "unet").is_dir()
+    assert not (run / "checkpoints").exists()
+    assert any("the weights lie in" in record.getMessage() for record in caplog.records)
+    assert not any("Tip:" in record.getMessage() for record in caplog.records)
+
+
 NAN_AT_STEP_5 = """
 import torch
 from constrained_diffusion import Constraint

@@ -16,7 +16,7 @@ import torch.multiprocessing
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 
-from constrained_diffusion.callbacks import PenaltyScheduler
+from constrained_diffusion.callbacks import FitStatus, PenaltyScheduler
 from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
 from constrained_diffusion.sampling import Sampler
 
@@ -44,7 +44,8 @@ def fit_and_test(components: Any, formulation: str, batch: int, ranks: int, fold
     data = components.TinyData(batch_size=batch, val_samples=9, test_samples=9)  # odd: the ranks have unequal shares
     watch, scheduler = Watch(), PenaltyScheduler(initial=0.1, growth_factor=1.5, every_n_steps=2, stop_below=1e-3)
     trainer = Trainer(
-        accelerator="cpu", devices=ranks, max_epochs=2, callbacks=[watch, scheduler], default_root_dir=folder,
+        accelerator="cpu", devices=ranks, max_epochs=2, default_root_dir=folder,
+        callbacks=[watch, scheduler, FitStatus()],
         strategy=DDPStrategy(timeout=timedelta(minutes=4)) if ranks > 1 else "auto",
         logger=False, enable_progress_bar=False, enable_checkpointing=False, enable_model_summary=False,
         num_sanity_val_steps=0, use_distributed_sampler=False,
