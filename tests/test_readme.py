@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from constrained_diffusion import runs, zoo
+from constrained_diffusion import runs
 from constrained_diffusion.cli import main
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -38,7 +38,6 @@ def test_the_readme_has_commands():
     assert len(COMMANDS) >= 6
 
 
-@pytest.mark.skipif("mnist_denoiser" not in zoo.available(), reason="the zoo has no denoiser")
 @pytest.mark.parametrize("command", sorted(COMMANDS, key=lambda c: ("--ckpt_path" in c, ORDER[c.split()[1]], c)))
 def test_command(command, folder, monkeypatch):
     monkeypatch.chdir(folder)
