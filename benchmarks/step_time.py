@@ -25,14 +25,14 @@ from constrained_diffusion import ClassProbability, ConstrainedDiffusion, Pretra
 from constrained_diffusion.constraints import PretrainedClassifier
 from constrained_diffusion.datamodules import Batch, DiffusionDataModule, TensorRows
 
-LIMITS = {"algorithm1": 1.05, "anchored_algorithm1": 1.40}
+LIMITS = {"algorithm1": 1.05, "anchored_algorithm1": 1.40, "conditioned_algorithm1": 1.40}
 
 
 class Noise(DiffusionDataModule):
     """Random images: the time of a step does not depend on what they show."""
 
     def build(self) -> tuple[TensorRows, TensorRows]:
-        return TensorRows(torch.rand(self.batch_size, 1, 28, 28)), TensorRows(torch.rand(1, 1, 28, 28))
+        return TensorRows(torch.rand(512, 1, 28, 28)), TensorRows(torch.rand(1, 1, 28, 28))
 
 
 class Step:
@@ -54,7 +54,7 @@ class Step:
             "enable_checkpointing": False,
             "enable_model_summary": False,
         }
-        self.trainer = Trainer(max_steps=0, precision=precision, default_root_dir=folder, accelerator="cpu", **quiet)
+        self.trainer = Trainer(max_steps=1, precision=precision, default_root_dir=folder, accelerator="cpu", **quiet)
         self.trainer.fit(self.module, datamodule=Noise(batch_size=batch_size))
         self.module.log = self.module.log_dict = lambda *args, **kwargs: None  # type: ignore[method-assign]
         self.module.penalty_coefficient.fill_(0.05)

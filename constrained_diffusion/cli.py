@@ -68,6 +68,10 @@ class ConstrainedCLI(LightningCLI):
     config_name: str = "run"
     training: bool = False  #: whether this command's training has begun; what goes wrong then is no mistake in a config
 
+    def add_arguments_to_parser(self, parser: Any) -> None:
+        text = "sample the pretrained model again in `test`, even where its samples are stored beside the weights"
+        parser.add_argument("--recompute", action="store_true", help=text)
+
     def parse_arguments(self, parser: Any, args: Any) -> None:
         super().parse_arguments(parser, args)
         given = self.config[self.config.subcommand].ckpt_path
@@ -76,6 +80,12 @@ class ConstrainedCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config, trainer, fit = self._own_config, self._own_config.trainer, self.subcommand == "fit"
+        if config.recompute:
+            if "recompute" not in config.model.init_args:
+                raise ValueError(
+                    f"--recompute is for models that draw samples; {config.model.class_path} does not, so leave it out."
+                )
+            config.model.init_args.recompute = True
         self.config_text = self._parser(self.subcommand).dump(config, skip_unset=False)
         root = Path(trainer.default_root_dir or os.environ.get("CONSTRAINED_DIFFUSION_RUNS", "runs"))
         given = config.ckpt_path

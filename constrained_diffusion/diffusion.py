@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -123,7 +123,8 @@ class Normalizer(nn.Module):
     """The affine map between the data's units and the network's, with the data's range; it travels with the model.
 
     Args:
-        mean, std: scalar, or per channel as a sequence that broadcasts over the trailing dimensions.
+        mean, std: scalar, or per channel: a list that broadcasts against a sample from the right, [x, y] for plans
+            `(L, 2)`, and nested for images `(3, H, W)`: [[[r]], [[g]], [[b]]].
         low, high: the range of valid data in the data's own units; predicted clean samples are clamped to it.
             None leaves a side open.
 
@@ -140,8 +141,8 @@ class Normalizer(nn.Module):
 
     def __init__(
         self,
-        mean: float | Sequence[float] = 0.0,
-        std: float | Sequence[float] = 1.0,
+        mean: float | Sequence[Any] = 0.0,
+        std: float | Sequence[Any] = 1.0,
         low: float | None = None,
         high: float | None = None,
     ) -> None:

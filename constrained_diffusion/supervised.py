@@ -109,7 +109,16 @@ class Supervised(LightningModule):
         checkpoint["supervised"] = {"batches_seen": self.batches_seen, "seconds": self.seconds}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore both."""
+        """Restore both.
+
+        Raises:
+            ValueError: the checkpoint is of another kind of module.
+        """
+        if "supervised" not in checkpoint:
+            raise ValueError(
+                "the checkpoint is not of a Supervised module (a classifier or preference model); give the config that "
+                "it was made with, or leave --ckpt_path out."
+            )
         self.batches_seen = checkpoint["supervised"]["batches_seen"]
         self.seconds = checkpoint["supervised"]["seconds"]
 

@@ -266,6 +266,17 @@ def test_a_diverged_fit_says_so_and_keeps_the_last_checkpoint(
     assert all(bool(value.isfinite().all()) for value in last["state_dict"].values())
 
 
+def test_recompute_is_a_flag_of_its_own(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def tell(model: ConstrainedDiffusion, *_: Any) -> None:
+        raise ValueError(f"recompute is {model.recompute}")
+
+    monkeypatch.setattr(cli, "_callbacks", tell)
+    assert refused("fit") == "recompute is False"
+    assert refused("fit", "--recompute") == "recompute is True"
+    said = refused("fit", "--config", "pretrain/mnist_judge.yaml", "--recompute")
+    assert "--recompute is for models that draw samples" in said
+
+
 def printed_config(words: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     with pytest.raises(SystemExit) as stop:
         cli.main([*words, "--print_config"])

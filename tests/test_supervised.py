@@ -121,6 +121,11 @@ def test_resumed_run_equals_the_uninterrupted_one(tmp_path):
     torch.testing.assert_close(second.network.weight, whole.network.weight, rtol=0, atol=0)
 
 
+def test_a_checkpoint_of_another_kind_of_module():
+    with pytest.raises(ValueError, match="the checkpoint is not of a Supervised module"):
+        module().on_load_checkpoint({"state_dict": {}, "batches_seen": 3})
+
+
 def test_output_in_half_precision_is_widened_for_the_loss():
     assert Supervised(nn.Linear(2, 2).bfloat16())(torch.zeros(1, 2, dtype=torch.bfloat16)).dtype == torch.float32
     assert Supervised(nn.Linear(2, 2).double())(torch.zeros(1, 2, dtype=torch.float64)).dtype == torch.float64

@@ -11,6 +11,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
+from constrained_diffusion.callbacks.keep import put_aside
 from constrained_diffusion.callbacks.table import before_after_table
 
 PACKAGES = ("constrained-diffusion", "torch", "lightning", "diffusers", "torchmetrics", "jsonargparse")
@@ -18,6 +19,8 @@ PACKAGES = ("constrained-diffusion", "torch", "lightning", "diffusers", "torchme
 
 class Results(Callback):
     """Writes `results.json` into the run's folder after `test` and prints the before/after table.
+
+    The results of an earlier `test` of the run are kept as `results-1.json`, `results-2.json`, ..
 
     Args:
         config: the name of the run's config, as it shall stand in the file.
@@ -35,6 +38,7 @@ class Results(Callback):
             return
         run = Path(trainer.default_root_dir)
         fit = _read(run / "status.json")
+        first = getattr(trainer.datamodule, "first_eval_seed", 0)  # type: ignore[attr-defined]
         results = {
             **pl_module.results,
             "status": fit.get("status", "not fitted"),
@@ -44,10 +48,11 @@ class Results(Callback):
             "config": self.config,
             "sampler": asdict(pl_module.sampler),
             "precision": str(trainer.precision),
-            "seeds": [0, pl_module.results["after"]["n"] - 1],
+            "seeds": [first, first + pl_module.results["after"]["n"] - 1],
             "versions": versions(),
             "weights_sha256": pl_module.weights_sha256(),
         }
+        put_aside(run / "results.json")
         (run / "results.json").write_text(json.dumps(results, indent=2))
         print(before_after_table(results))
 

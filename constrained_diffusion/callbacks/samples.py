@@ -10,11 +10,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from safetensors.torch import save_file
 
+from constrained_diffusion.callbacks.keep import put_aside
+
 
 class SampleWriter(Callback):
     """Writes `<run>/samples/seed-000000.png` for image samples and `samples-rank0.safetensors` for samples of any kind.
 
-    The tensor file holds `samples` `(N, *shape)` in the data's units and `seeds` `(N,)`.
+    The tensor file holds `samples` `(N, *shape)` in the data's units and `seeds` `(N,)`. What an earlier `predict` of
+    the run wrote is kept as `samples-1`, `samples-2`, ..
     """
 
     def __init__(self) -> None:
@@ -38,6 +41,9 @@ class SampleWriter(Callback):
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         folder = Path(trainer.default_root_dir) / "samples"
+        if trainer.is_global_zero:
+            put_aside(folder)
+        trainer.strategy.barrier("samples put aside")
         folder.mkdir(parents=True, exist_ok=True)
         samples, seeds = torch.cat(self._samples), torch.cat(self._seeds)
         save_file({"samples": samples, "seeds": seeds}, folder / f"samples-rank{trainer.global_rank}.safetensors")

@@ -47,12 +47,13 @@ class DiffusionDataModule(LightningDataModule, ABC):
     """Base of all data modules; subclass it and write `build`.
 
     Training rows come in the order of `KeyedSampler`. Validation has two loaders: the held-out rows, for a diffusion
-    loss with fixed noise, and the seeds 0 .. n-1, for samples. Test and predict have seeds alone.
+    loss with fixed noise, and n seeds, for samples. Test and predict have seeds alone.
 
     Args:
         batch_size: rows per rank and training step.
         eval_batch_size: rows per rank and evaluation step.
         val_samples, test_samples, predict_samples: how many samples each of these draws.
+        first_eval_seed: they are drawn from the seeds first_eval_seed, first_eval_seed + 1, ..
         seed: keys the training order.
     """
 
@@ -65,11 +66,13 @@ class DiffusionDataModule(LightningDataModule, ABC):
         val_samples: int = 0,
         test_samples: int = 2000,
         predict_samples: int = 64,
+        first_eval_seed: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.batch_size, self.eval_batch_size, self.seed = batch_size, eval_batch_size, seed
         self.val_samples, self.test_samples, self.predict_samples = val_samples, test_samples, predict_samples
+        self.first_eval_seed = first_eval_seed
         self._restored: dict[str, Any] | None = None
         self._data: tuple[TensorRows, TensorRows] | None = None
 
@@ -107,7 +110,7 @@ class DiffusionDataModule(LightningDataModule, ABC):
         return self._seeds(self.predict_samples)
 
     def _seeds(self, count: int) -> DataLoader[Any]:
-        return self._in_order(range(count), collate_fn=torch.as_tensor)
+        return self._in_order(range(self.first_eval_seed, self.first_eval_seed + count), collate_fn=torch.as_tensor)
 
     def _in_order(self, rows: Any, **kwargs: Any) -> DataLoader[Any]:
         sampler = Shard(len(rows))

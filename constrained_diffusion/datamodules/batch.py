@@ -13,5 +13,4 @@ class Batch(NamedTuple):
     clean: Tensor  #: `(B, *shape)`, in the data's own units
     condition: Tensor | None = None  #: what the denoiser is conditioned on, or a label for a classifier
     mask: Tensor | None = None  #: `(B, L)`, True where a token exists
-    index: Tensor | None = None  # type: ignore[assignment]  # hides tuple.index, which no batch needs
-    #: `(B,)`, each row's place in the data set; keys the fixed noise of held-out losses
+    rows: Tensor | None = None  #: `(B,)`, each row's place in the data set; keys the fixed noise of held-out losses

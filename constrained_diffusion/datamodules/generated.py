@@ -31,7 +31,7 @@ class GeneratedDataModule(DiffusionDataModule):
 
     The cache's key holds the weights' hash, the noise schedule and units, the sampler, the seeds, the precision and the
     count, so that another model or setting never meets old samples. The module of the fit must offer `denoiser`,
-    `sample(seeds, weights, sampler)` and `feasible(clean)`, as `ConstrainedDiffusion` does.
+    `check(stage, shape)`, `sample(seeds, weights, sampler)` and `feasible(clean)`, as `ConstrainedDiffusion` does.
 
     Args:
         samples: size of the training set.
@@ -91,6 +91,7 @@ class GeneratedDataModule(DiffusionDataModule):
     def setup(self, stage: str) -> None:
         if stage not in ("fit", "validate") or self._data is not None:
             return
+        self._module.check(stage, self.sample_shape)  # Lightning sets up the module only after the data
         trainer, path = self.trainer, self.cache_file()
         assert trainer is not None
         if trainer.is_global_zero and not path.is_file():

@@ -194,12 +194,15 @@ class EvaluatedDiffusion(LightningModule):
 
     def _stored_before(self, count: int) -> dict[str, Any] | None:
         stored = self.stored_samples() if len(self.constraints) else None
-        if self.evaluation is None or stored is None or len(stored) < count:
+        first = getattr(self.trainer.datamodule, "first_eval_seed", 0)  # type: ignore[attr-defined]
+        if self.evaluation is None or stored is None or len(stored) < first + count:
             return None
         if count not in self._stored_figures:
             evaluation = copy.deepcopy(self.evaluation)
             evaluation.reset()
-            evaluation.update(stored[self.global_rank : count : self.trainer.world_size].to(self.device))
+            evaluation.update(
+                stored[first + self.global_rank : first + count : self.trainer.world_size].to(self.device)
+            )
             self._stored_figures[count] = evaluation.compute()
         return copy.deepcopy(self._stored_figures[count])
 
@@ -271,7 +274,7 @@ class EvaluatedDiffusion(LightningModule):
 
 def loss_rows(batch: Batch) -> list[int]:
     """Return each row's place in the data set; its place in the batch where that is not known."""
-    return list(range(len(batch.clean))) if batch.index is None else batch.index.tolist()
+    return list(range(len(batch.clean))) if batch.rows is None else batch.rows.tolist()
 
 
 def _unique_names(constraints: list[Constraint]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
@@ -113,6 +114,10 @@ class ConstrainedDiffusion(EvaluatedDiffusion):
 
     def setup(self, stage: str) -> None:
         shape = getattr(self.trainer.datamodule, "sample_shape", self.denoiser.sample_shape)  # type: ignore[attr-defined]
+        self.check(stage, shape)
+
+    def check(self, stage: str, shape: tuple[int, ...]) -> None:
+        """Raise ValueError where samples of `shape` fit not the denoiser or a constraint, or a fit lacks a gradient."""
         self.denoiser.check_data(shape)
         for constraint in self.constraints:
             constraint.check_data(shape)  # type: ignore[operator]
@@ -147,8 +152,9 @@ class ConstrainedDiffusion(EvaluatedDiffusion):
         self.batches_seen += 1
         timesteps = on_host.to(clean.device)
         noisy = schedule.add_noise(clean, noise, timesteps)
-        prediction = self.denoiser.predict(noisy, timesteps, batch.condition)
+        # The frozen model first: the trained pass then reuses the memory of its activations.
         frozen = self._frozen_prediction(noisy, timesteps, batch.condition)
+        prediction = self.denoiser.predict(noisy, timesteps, batch.condition)
         loss = self.diffusion_loss(batch, noisy, prediction, frozen, noise, timesteps)
         logs = {"loss/diffusion": loss.detach()}
         result = {"loss": loss}
@@ -240,10 +246,10 @@ class ConstrainedDiffusion(EvaluatedDiffusion):
     def _frozen_prediction(self, noisy: Tensor, timesteps: Tensor, condition: Tensor | None) -> Prediction | None:
         if not (self.constraints and (self.formulation.anchored or any(c.needs_step_record for c in self.constraints))):
             return None
-        if self.lora:
-            with adapters_off(self.denoiser.network):
-                return self.denoiser.predict(noisy, timesteps, condition)
-        return self.denoiser.predict(noisy, timesteps, condition, self.pretrained)
+        adapters = adapters_off(self.denoiser.network) if self.lora else nullcontext()
+        with adapters, torch.inference_mode():
+            output = self.denoiser.call(self.pretrained, noisy, timesteps, condition)
+        return self.denoiser.interpret(output.clone(), noisy, timesteps)  # a clone may take part in autograd
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)

@@ -22,7 +22,7 @@ class Watch(Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         self.coefficients.append(float(pl_module.penalty_coefficient[0]))
-        self.rows.append(batch.index.tolist())
+        self.rows.append(batch.rows.tolist())
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         self.penalties.append(float(outputs["penalty"][0]))

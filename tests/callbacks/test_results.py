@@ -35,20 +35,22 @@ def tested(fit: Any, tmp_path: Path) -> Any:
     return run
 
 
+@pytest.mark.parametrize("first", [0, 100])
 def test_results_of_a_constrained_fit(
-    tiny_denoiser: Any, too_bright: Any, tiny_data: Any, tested: Any, capsys: pytest.CaptureFixture[str]
+    tiny_denoiser: Any, too_bright: Any, tiny_data: Any, tested: Any, capsys: pytest.CaptureFixture[str], first: int
 ) -> None:
     module = ConstrainedDiffusion(tiny_denoiser(), too_bright())
-    results = tested(module, tiny_data(test_samples=20))
+    results = tested(module, tiny_data(test_samples=20, first_eval_seed=first))
     assert results.keys() == KEYS
-    drawn = {"before": module.sample(range(20), "pretrained"), "after": module.sample(range(20), "ema")}
+    seeds = range(first, first + 20)
+    drawn = {"before": module.sample(seeds, "pretrained"), "after": module.sample(seeds, "ema")}
     for side, samples in drawn.items():
         bright = samples.flatten(1).mean(1) > 0.4
         assert results[side]["own_violation_rate"] == pytest.approx(float(bright.float().mean()))
         assert results[side]["n"] == 20
     assert results["status"] == "infeasible"  # 20 samples cannot bound 1 %
     assert results["cost"].startswith("held-out loss ")
-    assert (results["config"], results["seeds"], results["label"]) == ("own", [0, 19], None)
+    assert (results["config"], results["seeds"], results["label"]) == ("own", [first, first + 19], None)
     assert results["sampler"]["steps"] == 20
     assert results["precision"] == "32-true"
     assert 0 < results["seconds"]["test"] < 600

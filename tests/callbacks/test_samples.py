@@ -57,7 +57,9 @@ def test_samples_that_are_no_pictures(trainer: Trainer, tiny_data: Any, tmp_path
     assert load_file(tmp_path / "samples" / "samples-rank0.safetensors")["samples"].shape == (3, *shape)
 
 
-def test_a_second_predict_does_not_hold_the_first(trainer: Trainer, tiny_data: Any, tmp_path: Path) -> None:
-    for _ in range(2):
-        trainer.predict(Painter(2), tiny_data(predict_samples=3), return_predictions=False)
-    assert load_file(tmp_path / "samples" / "samples-rank0.safetensors")["seeds"].tolist() == [0, 1, 2]
+def test_a_second_predict_neither_holds_nor_loses_the_first(trainer: Trainer, tiny_data: Any, tmp_path: Path) -> None:
+    for count in (5, 3, 2):
+        trainer.predict(Painter(1, 4, 4), tiny_data(predict_samples=count), return_predictions=False)
+    for folder, count in (("samples-1", 5), ("samples-2", 3), ("samples", 2)):
+        assert load_file(tmp_path / folder / "samples-rank0.safetensors")["seeds"].tolist() == list(range(count))
+        assert len(list((tmp_path / folder).glob("*.png"))) == count

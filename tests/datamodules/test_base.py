@@ -18,8 +18,8 @@ def test_bytes_become_zero_to_one() -> None:
     torch.testing.assert_close(batch.clean, torch.tensor([[0.2, 0.4], [0.0, 1.0]]))
     assert batch.condition is not None
     assert batch.condition.tolist() == [8, 7]
-    assert batch.index is not None
-    assert batch.index.tolist() == [1, 0]
+    assert batch.rows is not None
+    assert batch.rows.tolist() == [1, 0]
     assert batch.mask is None
     assert len(rows) == 2
 
@@ -48,11 +48,11 @@ def test_every_row_lies_on_exactly_one_rank(monkeypatch: pytest.MonkeyPatch, siz
 def test_training_batches_fit_and_cover_the_data(tiny_data: Any) -> None:
     data = tiny_data(batch_size=16)
     loader = data.train_dataloader()
-    rows = torch.cat([batch.index for batch in loader])
+    rows = torch.cat([batch.rows for batch in loader])
     assert sorted(rows.tolist()) == list(range(64))
     assert data.sample_shape == (1, 8, 8)
     batch = next(iter(loader))
-    assert torch.equal(batch.clean, data.data[0].clean[batch.index])
+    assert torch.equal(batch.clean, data.data[0].clean[batch.rows])
 
 
 def test_validation_has_held_out_rows_and_seeds(tiny_data: Any) -> None:
@@ -79,21 +79,21 @@ def test_data_are_built_once(tiny_data: Any) -> None:
 
 
 def test_the_state_brings_back_the_place_in_the_stream(tiny_data: Any) -> None:
-    uninterrupted = [batch.index.tolist() for batch in tiny_data().train_dataloader()]
+    uninterrupted = [batch.rows.tolist() for batch in tiny_data().train_dataloader()]
     first = tiny_data()
     stream = iter(first.train_dataloader())
-    drawn = [next(stream).index.tolist() for _ in range(2)]
+    drawn = [next(stream).rows.tolist() for _ in range(2)]
     state = first.state_dict()
 
     second = tiny_data()
     second.load_state_dict(state)  # before the loader exists, as in a resumed fit
-    drawn += [batch.index.tolist() for batch in second.train_dataloader()][:2]
+    drawn += [batch.rows.tolist() for batch in second.train_dataloader()][:2]
     assert drawn == uninterrupted
 
     third = tiny_data()
     loader = third.train_dataloader()
     third.load_state_dict(state)  # and after
-    assert next(iter(loader)).index.tolist() == uninterrupted[2]
+    assert next(iter(loader)).rows.tolist() == uninterrupted[2]
 
 
 def test_there_is_no_state_before_training(tiny_data: Any) -> None:

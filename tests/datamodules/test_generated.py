@@ -48,6 +48,16 @@ def test_the_set_is_what_the_pretrained_model_draws(attach: Attach) -> None:
     assert data.sample_shape == (1, 8, 8)
 
 
+def test_a_module_that_cannot_be_fitted_is_refused_before_anything_is_drawn(
+    attach: Attach, tiny_denoiser: Any, too_bright: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(GeneratedDataModule, "_draw")
+    constraint = too_bright()
+    constraint.differentiable = False
+    with pytest.raises(ValueError, match="is not differentiable"):
+        attach(module=ConstrainedDiffusion(tiny_denoiser(), constraint))
+
+
 def test_no_sample_of_the_evaluation_is_in_the_set(attach: Attach) -> None:
     module, data = attach()
     evaluated = module.sample(range(24), "raw", SAMPLER)

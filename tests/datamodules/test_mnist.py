@@ -52,14 +52,14 @@ def test_training_and_held_out_rows(digits: Path) -> None:
     assert batch.clean.dtype == torch.float32
     assert batch.clean.min() >= 0
     assert batch.clean.max() <= 1
-    assert corners(batch.clean) == [i + 1 for i in batch.index.tolist()]
+    assert corners(batch.clean) == [i + 1 for i in batch.rows.tolist()]
     assert batch.condition is None
 
 
 def test_labels_come_where_they_are_asked_for(digits: Path) -> None:
     data = MNISTDataModule(str(digits), with_labels=True, batch_size=4)
     batch = next(iter(data.train_dataloader()))
-    assert batch.condition.tolist() == [i % 10 for i in batch.index.tolist()]
+    assert batch.condition.tolist() == [i % 10 for i in batch.rows.tolist()]
 
 
 def test_padding_puts_the_digit_in_the_middle_of_black(digits: Path) -> None:

@@ -114,7 +114,7 @@ def test_through_a_data_loader() -> None:
         for batch in loader:
             drawn.append(batch.clean[:, 0].int().tolist())
             assert sampler.position == len(drawn) - 1  # the loader does not run ahead
-            assert batch.index.tolist() == drawn[-1]
+            assert batch.rows.tolist() == drawn[-1]
     assert drawn == expected
 
 

@@ -101,7 +101,7 @@ def test_another_sampler_may_be_given(trained: Any) -> None:
 
 def rows(count: int) -> Batch:
     clean = torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(2))
-    return Batch(clean, index=torch.arange(10, 10 + count))
+    return Batch(clean, rows=torch.arange(10, 10 + count))
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
@@ -122,8 +122,8 @@ def test_the_held_out_loss_has_fixed_noise_per_row_and_uses_the_ema(tiny_denoise
     module = ConstrainedDiffusion(tiny_denoiser())
     whole, batch = module.held_out_loss(rows(8)), rows(8)
     assert torch.equal(whole, module.held_out_loss(rows(8)))
-    assert batch.index is not None
-    halves = [module.held_out_loss(Batch(batch.clean[i : i + 4], index=batch.index[i : i + 4])) for i in (0, 4)]
+    assert batch.rows is not None
+    halves = [module.held_out_loss(Batch(batch.clean[i : i + 4], rows=batch.rows[i : i + 4])) for i in (0, 4)]
     torch.testing.assert_close(torch.stack(halves).mean(), whole)
     with torch.no_grad():
         module.denoiser.network.get_parameter("last.bias").add_(1)
@@ -247,11 +247,14 @@ def test_seeds_beyond_the_stored_ones_are_drawn(trained: Any, tiny_data: Any, st
     assert module.results["before"]["metrics"]["brightness"] == pytest.approx((0.5 + fresh) / 2, rel=1e-5)
 
 
+@pytest.mark.parametrize("first", [0, 7])
 def test_validation_compares_with_the_stored_samples(
-    trained: Any, tiny_data: Any, tiny_denoiser: Any, stored: Path
+    trained: Any, tiny_data: Any, tiny_denoiser: Any, stored: Path, first: int
 ) -> None:
     denoiser = tiny_denoiser()
     denoiser.folder = stored
-    module, trainer = trained(tiny_data(val_samples=20), denoiser=denoiser, evaluation=MeanBrightness())
-    expected = float(module.sample(range(20)).mean()) - 0.5
+    data = tiny_data(val_samples=12, first_eval_seed=first)
+    module, trainer = trained(data, denoiser=denoiser, evaluation=MeanBrightness())
+    before = float(module.stored_samples()[first : first + 12].mean())
+    expected = float(module.sample(range(first, first + 12)).mean()) - before
     assert float(trainer.callback_metrics["val/brighter"]) == pytest.approx(expected, abs=1e-5)

@@ -144,7 +144,7 @@ def test_one_trained_pass_and_one_frozen(module):
     m.denoiser.network.register_forward_hook(lambda *_: calls.append(("trained", torch.is_grad_enabled())))
     m.pretrained.register_forward_hook(lambda *_: calls.append(("frozen", torch.is_grad_enabled())))
     m.training_step(bright_batch(), 0)
-    assert calls == [("trained", True), ("frozen", False)]
+    assert calls == [("frozen", False), ("trained", True)]
     calls.clear()
     m.formulation = type(m.formulation)(balanced=True, anchored=False)
     m.training_step(bright_batch(), 0)
