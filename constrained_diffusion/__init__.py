@@ -12,12 +12,20 @@ if TYPE_CHECKING:
     from constrained_diffusion.denoisers.adapter import Denoiser
     from constrained_diffusion.denoisers.loading import PretrainedDenoiser
     from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
+    from constrained_diffusion.noise_optimization.mapping import NoiseToSample
+    from constrained_diffusion.noise_optimization.module import DirectNoiseOptimization
+    from constrained_diffusion.noise_optimization.optimizer import NoiseOptimizer
+    from constrained_diffusion.sampling import Sampler
 
 _LAZY = {
     "ClassProbability": "constraints.classification",
     "ConstrainedDiffusion": "fine_tuning.module",
     "Denoiser": "denoisers.adapter",
+    "DirectNoiseOptimization": "noise_optimization.module",
+    "NoiseOptimizer": "noise_optimization.optimizer",
+    "NoiseToSample": "noise_optimization.mapping",
     "PretrainedDenoiser": "denoisers.loading",
+    "Sampler": "sampling",
 }
 
 __all__ = [
@@ -25,8 +33,12 @@ __all__ = [
     "ConstrainedDiffusion",
     "Constraint",
     "Denoiser",
+    "DirectNoiseOptimization",
+    "NoiseOptimizer",
+    "NoiseToSample",
     "PretrainedDenoiser",
     "Reward",
+    "Sampler",
     "available",
     "get",
     "register",

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import warnings
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ from constrained_diffusion.callbacks import (
     Export,
     FitStatus,
     LastCheckpoint,
+    NoiseProgress,
+    NoiseReport,
+    NoiseResults,
     Report,
     Results,
     SampleGrid,
@@ -33,10 +37,15 @@ from constrained_diffusion.callbacks import (
 from constrained_diffusion.fine_tuning.evaluated import EvaluatedDiffusion
 from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
 from constrained_diffusion.fine_tuning.schedules import WarmupStableDecay
+from constrained_diffusion.noise_optimization import gradients, regularizers
+from constrained_diffusion.noise_optimization.module import DirectNoiseOptimization
 from constrained_diffusion.supervised import Supervised
 
 # Imported so that configs can name their classes without a path.
-IMPORTED = (constraints, datamodules, denoisers, metrics, rewards, ConstrainedDiffusion, Supervised, WarmupStableDecay)
+IMPORTED = (
+    *(constraints, datamodules, denoisers, metrics, rewards, gradients, regularizers),
+    *(ConstrainedDiffusion, DirectNoiseOptimization, Supervised, WarmupStableDecay),
+)
 
 
 TRAINER_DEFAULTS = {
@@ -89,7 +98,10 @@ class ConstrainedCLI(LightningCLI):
         self.config_text = self._parser(self.subcommand).dump(config, skip_unset=False)
         root = Path(trainer.default_root_dir or os.environ.get("CONSTRAINED_DIFFUSION_RUNS", "runs"))
         given = config.ckpt_path
-        if given in LATEST[self.config.subcommand]:
+        if self._optimizes_noise:
+            interrupted = runs.unfinished_run(self.config_name, self.config_text, root)
+            self.run_folder = interrupted or runs.new_run(self.config_name, root)
+        elif given in LATEST[self.config.subcommand]:
             self.run_folder = runs.latest_run(self.config_name, root)
             find = runs.last_checkpoint if given == "last" else runs.best_checkpoint
             checkpoint = find(self.run_folder)
@@ -101,6 +113,12 @@ class ConstrainedCLI(LightningCLI):
         if not fit:
             warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint")  # the fit's own
         trainer.default_root_dir = str(self.run_folder)
+
+    @property
+    def _optimizes_noise(self) -> bool:
+        """Whether this command starts from pretrained weights, not from a fit's checkpoint."""
+        module, _, name = self._own_config.model.class_path.rpartition(".")
+        return issubclass(getattr(import_module(module), name), DirectNoiseOptimization)
 
     @property
     def _own_config(self) -> Any:
@@ -120,7 +138,7 @@ class ConstrainedCLI(LightningCLI):
         if resumed is not None:
             callbacks.insert(0, ContinueLog(run / "metrics.csv"))
         if config.enable_progress_bar is not False:
-            callbacks.append(RichProgressBar())
+            callbacks.append(NoiseProgress() if self._optimizes_noise else RichProgressBar())
         if config.enable_checkpointing is False:
             callbacks = [callback for callback in callbacks if not isinstance(callback, ModelCheckpoint)]
         begin = LambdaCallback(
@@ -132,7 +150,8 @@ class ConstrainedCLI(LightningCLI):
     def _begin(self, trainer: Trainer, model: LightningModule) -> None:
         """Note, once, that everything has been checked, so that this run is worth keeping."""
         if trainer.is_global_zero and not ConstrainedCLI.training:
-            runs.begin(self.run_folder, self.config_text, latest=trainer.training)
+            latest = trainer.training or self._optimizes_noise
+            runs.begin(self.run_folder, self.config_text, latest=latest)
         ConstrainedCLI.training = trainer.training
 
 
@@ -145,6 +164,8 @@ def _loggers(run: Path, resumed: int | None) -> list[Any]:
 
 def _callbacks(model: LightningModule, config: str, fit: bool) -> list[Callback]:
     everyone: list[Callback] = [LastCheckpoint(), Export()] if fit else []
+    if isinstance(model, DirectNoiseOptimization):
+        return [NoiseResults(), NoiseReport()]
     if not isinstance(model, EvaluatedDiffusion):
         return everyone
     fitting: list[Callback] = [FitStatus(), BestFeasible()] if fit else [SampleWriter()]

@@ -56,6 +56,11 @@ class NoiseSchedule(nn.Module):
         """T, the number of noise levels."""
         return len(self.alphas_cumprod)
 
+    def levels(self) -> list[float]:
+        """Return alpha-bar as Python floats, which compute in double precision and leave a tensor's dtype as it is."""
+        values: list[float] = self.alphas_cumprod.tolist()
+        return values
+
     def coefficients(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """Return sqrt(alpha-bar) and sqrt(1 - alpha-bar) at `timesteps`, shaped to broadcast against `like`."""
         abar = self.alphas_cumprod[timesteps]

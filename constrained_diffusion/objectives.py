@@ -58,9 +58,16 @@ class Constraint(nn.Module, ABC):
 
 
 class Reward(nn.Module, ABC):
-    """A scalar to be maximised: `forward` maps `(B, *shape)` in the data's units to `(B,)`, larger is better."""
+    """A scalar to be maximised: `forward` maps `(B, *shape)` in the data's units to `(B,)`, larger is better.
+
+    Class attributes:
+        differentiable: whether gradients flow from the reward to the sample.
+        needs_prompts: whether it judges how a sample fits its text; then it is called as `reward(clean, prompts)`, with
+            one string per row.
+    """
 
     differentiable: bool = True
+    needs_prompts: bool = False
 
     @abstractmethod
     def forward(self, clean: Tensor) -> Tensor:
@@ -74,10 +81,18 @@ class RewardAtLeast(Constraint):
         reward: the reward r.
         threshold: the least acceptable reward, in the reward's own unit.
         tolerance: delta, in the same unit.
+
+    Raises:
+        ValueError: the reward needs prompts, which a constraint is not given.
     """
 
     def __init__(self, reward: Reward, threshold: float, tolerance: float = 0.0) -> None:
         super().__init__(tolerance)
+        if reward.needs_prompts:
+            raise ValueError(
+                f"RewardAtLeast expects a reward of the clean sample alone, but {type(reward).__name__} needs a prompt "
+                "for every row, which a constraint is not given; choose a reward without prompts."
+            )
         self.reward = reward
         self.threshold = threshold
         self.differentiable = reward.differentiable

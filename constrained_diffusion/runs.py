@@ -61,6 +61,21 @@ def new_run(config: str, root: Path) -> Path:
     return run.absolute()
 
 
+def unfinished_run(config: str, text: str, root: Path) -> Path | None:
+    """Return the latest run of `config` if it was interrupted and had just this config, to go on with; else None.
+
+    For commands that mark their end by a file `finished`.
+    """
+    link = root / config / "latest"
+    if RUN in os.environ or not link.exists():
+        return None
+    run = link.resolve()
+    if (run / "finished").exists() or not (run / CONFIG).is_file() or (run / CONFIG).read_text() != text:
+        return None
+    os.environ[RUN] = str(run)
+    return run
+
+
 def begin(run: Path, config: str, latest: bool = True) -> None:
     """Keep `run` from now on: write its config, if it has none yet, and point `latest` at it."""
     file = run / CONFIG

@@ -132,7 +132,7 @@ def ddim(
             f"noise_sequence needs {expected} slices (the initial noise and one per injecting step) for "
             f"steps={sampler.steps}, eta={sampler.eta}; got {noise_sequence.shape[1]}."
         )
-    abar = noise_schedule.alphas_cumprod.tolist()  # Python floats: double precision, and the dtype of z stays as it is
+    abar = noise_schedule.levels()
     final = 1.0 if sampler.set_alpha_to_one else abar[0]
     noisy, injected = noise_sequence[:, 0], 1
     for t, previous in progress(pairs) if progress else pairs:

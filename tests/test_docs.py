@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from constrained_diffusion import objectives
+from constrained_diffusion.cli import main
 from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -35,3 +36,32 @@ def test_own_constraint_loss_and_controller(recipes, tiny_denoiser, tiny_data, f
     assert trainer.global_step == 4
     assert float(module.penalty_coefficient) == 16.0
     assert isinstance(module, ConstrainedDiffusion)
+
+
+def test_noise_optimization_in_python(capsys):
+    (block,) = re.findall(r"```python\n(.*?)```", (DOCS / "noise-optimization.md").read_text(), re.DOTALL)
+    names: dict = {"__name__": "recipe"}
+    exec(compile(block, "noise-optimization.md", "exec"), names)
+    for record in names["records"]:
+        assert len(record.rewards) == 6
+        assert record.reward > record.rewards[0]
+    assert "steps" in capsys.readouterr().out
+
+
+def test_align_then_distil(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    quiet = "--trainer.enable_progress_bar=false"
+    commands = re.findall(
+        r"^    lightning (.* (?:dno|distil)_mnist.yaml)", (DOCS / "noise-optimization.md").read_text(), re.M
+    )
+    assert len(commands) == 2
+    small = {
+        "predict": ["--model.init_args.steps=1", "--data.init_args.predict_samples=6"],
+        "fit": ["--trainer.max_epochs=1", "--data.init_args.batch_size=2", "--data.init_args.held_out=2"],
+    }
+    for command in commands:
+        verb, *words = command.split()
+        main([verb, *words, *small[verb], quiet])
+    assert (tmp_path / "runs" / "dno_mnist" / "latest" / "finished").exists()
+    last = torch.load(tmp_path / "runs" / "distil_mnist" / "latest" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 2

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from typing import NamedTuple
+import importlib.util
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -13,16 +15,37 @@ from torch import Tensor, nn
 from constrained_diffusion import constraints, rewards
 from constrained_diffusion.constraints import ClassProbability
 from constrained_diffusion.objectives import Constraint, Feasibility, Objective, Reward, RewardAtLeast, available, get
+from constrained_diffusion.rewards import (
+    Brightness,
+    CLIPScore,
+    Darkness,
+    HPSv2,
+    Ink,
+    JPEGCompressibility,
+    LAIONAesthetic,
+    LogOdds,
+    PickScore,
+    WeightedSum,
+)
 
 IMPORTED = (constraints, rewards)  # importing them registers what they hold
-ROWS = 6
+PROMPTS = ("a cab", "a", "bb", "ac ab", "c", "b b b")
+ROWS = len(PROMPTS)
+WEIGHTS: dict[str, str] = {}
 
 
-class Ink(Reward):
-    """The mean pixel."""
-
-    def forward(self, clean: Tensor) -> Tensor:
-        return clean.flatten(1).mean(1)
+@pytest.fixture(scope="module", autouse=True)
+def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A tiny random CLIP and aesthetic head on disk, those of the rewards' own tests."""
+    path = Path(__file__).parent / "rewards" / "conftest.py"
+    spec = importlib.util.spec_from_file_location("rewards_conftest", path)
+    assert spec is not None
+    assert spec.loader is not None
+    components: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(components)
+    folder = tmp_path_factory.mktemp("weights")
+    WEIGHTS["clip"] = str(components.write_clip(folder / "clip"))
+    WEIGHTS["head"] = str(components.write_head(folder / "head.safetensors"))
 
 
 class ThirdHalves(Constraint):
@@ -53,6 +76,16 @@ EXAMPLES = {
     "ClassProbability": Example(lambda: ClassProbability(classifier(), label=1, threshold=0.1)),
     "RewardAtLeast": Example(lambda: RewardAtLeast(Ink(), threshold=0.5)),
     "Feasibility": Example(lambda: Feasibility(ThirdHalves(tolerance=-0.2))),
+    "Brightness": Example(Brightness),
+    "Darkness": Example(Darkness, shape=(5,)),
+    "Ink": Example(lambda: Ink(target=0.2)),
+    "JPEGCompressibility": Example(JPEGCompressibility, shape=(3, 20, 24)),
+    "LogOdds": Example(lambda: LogOdds(classifier(), label=1)),
+    "WeightedSum": Example(lambda: WeightedSum([CLIPScore(WEIGHTS["clip"]), Ink()], [0.1, 2.0]), shape=(3, 10, 12)),
+    "CLIPScore": Example(lambda: CLIPScore(WEIGHTS["clip"]), shape=(3, 10, 12)),
+    "PickScore": Example(lambda: PickScore(WEIGHTS["clip"]), shape=(3, 8, 8)),
+    "HPSv2": Example(lambda: HPSv2(WEIGHTS["clip"]), shape=(3, 7, 6)),
+    "LAIONAesthetic": Example(lambda: LAIONAesthetic(WEIGHTS["head"], WEIGHTS["clip"]), shape=(3, 10, 12)),
 }
 DTYPES = (torch.float32, torch.float64)
 each = pytest.mark.parametrize("name", sorted(EXAMPLES))
@@ -60,6 +93,12 @@ each = pytest.mark.parametrize("name", sorted(EXAMPLES))
 
 def make(name: str, dtype: torch.dtype = torch.float32) -> Objective:
     return EXAMPLES[name].make().to(dtype)
+
+
+def judge(objective: Objective, samples: Tensor, prompts: Sequence[str] = PROMPTS) -> Tensor:
+    needs_prompts = isinstance(objective, Reward) and objective.needs_prompts
+    values: Tensor = objective(samples, prompts) if needs_prompts else objective(samples)
+    return values
 
 
 def test_every_registered_objective_has_an_example() -> None:
@@ -76,7 +115,7 @@ def test_the_name_stands_for_the_class(name: str) -> None:
 @each
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_shape_dtype_and_finite_values(name: str, dtype: torch.dtype) -> None:
-    values = make(name, dtype)(EXAMPLES[name].samples(dtype))
+    values = judge(make(name, dtype), EXAMPLES[name].samples(dtype))
     assert values.shape[0] == ROWS
     assert values.ndim == 1 or (values.ndim == 2 and isinstance(make(name), Constraint))
     assert values.dtype == dtype
@@ -86,26 +125,27 @@ def test_shape_dtype_and_finite_values(name: str, dtype: torch.dtype) -> None:
 
 @each
 def test_single_and_double_precision_agree(name: str) -> None:
-    single, double = (make(name, dtype)(EXAMPLES[name].samples(dtype)) for dtype in DTYPES)
+    single, double = (judge(make(name, dtype), EXAMPLES[name].samples(dtype)) for dtype in DTYPES)
     torch.testing.assert_close(single.double(), double, rtol=1e-4, atol=1e-5)
 
 
 @each
 def test_rows_are_independent(name: str) -> None:
     objective, samples = make(name), EXAMPLES[name].samples()
-    whole = objective(samples)
-    torch.testing.assert_close(torch.cat([objective(row[None]) for row in samples]), whole)
-    torch.testing.assert_close(objective(samples.flip(0)), whole.flip(0))
+    whole = judge(objective, samples)
+    alone = [judge(objective, row[None], [prompt]) for row, prompt in zip(samples, PROMPTS, strict=True)]
+    torch.testing.assert_close(torch.cat(alone), whole)
+    torch.testing.assert_close(judge(objective, samples.flip(0), PROMPTS[::-1]), whole.flip(0))
     changed = samples.clone()
     changed[0] = EXAMPLES[name].samples(seed=1)[0]
-    torch.testing.assert_close(objective(changed)[1:], whole[1:])
+    torch.testing.assert_close(judge(objective, changed)[1:], whole[1:])
 
 
 @each
 def test_the_same_samples_give_the_same_values_whatever_the_mode(name: str) -> None:
     objective, samples = make(name), EXAMPLES[name].samples()
     before = samples.clone()
-    torch.testing.assert_close(objective.train()(samples), objective.eval()(samples))
+    torch.testing.assert_close(judge(objective.train(), samples), judge(objective.eval(), samples))
     assert torch.equal(samples, before)
 
 
@@ -116,10 +156,10 @@ def test_the_gradient_where_promised(name: str) -> None:
     if not objective.differentiable:
         pytest.skip("promises no gradient")
     samples.requires_grad_(True)
-    (gradient,) = torch.autograd.grad(objective(samples).sum(), samples)
+    (gradient,) = torch.autograd.grad(judge(objective, samples).sum(), samples)
     assert bool(gradient.isfinite().all())
     assert gradient.abs().max() > 0
-    assert torch.autograd.gradcheck(objective, (samples,), fast_mode=True)
+    assert torch.autograd.gradcheck(lambda clean: judge(objective, clean), (samples,), fast_mode=True)
 
 
 @each
@@ -127,7 +167,7 @@ def test_nothing_of_it_is_trained_by_a_gradient_on_samples(name: str) -> None:
     objective, samples = make(name), EXAMPLES[name].samples().requires_grad_(True)
     before = copy.deepcopy(objective.state_dict())
     if objective.differentiable:
-        objective(samples).sum().backward()
+        judge(objective, samples).sum().backward()
     assert all(parameter.grad is None for parameter in objective.parameters())
     assert all(torch.equal(value, before[key]) for key, value in objective.state_dict().items())
 

@@ -48,11 +48,18 @@ def test_command(command, folder, monkeypatch):
         if not os.environ.get("CONSTRAINED_DIFFUSION_DATA"):
             pytest.skip("needs MNIST: CONSTRAINED_DIFFUSION_DATA is not set")
         small = ["--trainer.max_steps=2", "--data.init_args.held_out=8"]
+    if "dno" in command:
+        small = ["--model.init_args.steps=1", *small]
     if "--ckpt_path" in command:
         small = [*small, "--trainer.max_epochs=2"]
     main([verb, *arguments, *small, *QUIET])
     run = runs.latest_run("pretrain/mnist_denoiser" if "pretrain" in command else _config(arguments), folder / "runs")
-    assert {"fit": run / "report.html", "test": run / "results.json", "predict": run / "samples"}[verb].exists()
+    written = {
+        "fit": "report.html",
+        "test": "results.json",
+        "predict": "results.jsonl" if "dno" in command else "samples",
+    }
+    assert (run / written[verb]).exists()
 
 
 def _config(arguments):

@@ -4,6 +4,10 @@ from constrained_diffusion.callbacks.checkpoints import BestFeasible, LastCheckp
 from constrained_diffusion.callbacks.constraint_callback import ConstraintCallback
 from constrained_diffusion.callbacks.continue_log import ContinueLog
 from constrained_diffusion.callbacks.export import Export
+from constrained_diffusion.callbacks.noise_callback import NoiseCallback
+from constrained_diffusion.callbacks.noise_progress import NoiseProgress
+from constrained_diffusion.callbacks.noise_report import NoiseReport
+from constrained_diffusion.callbacks.noise_results import NoiseResults
 from constrained_diffusion.callbacks.penalty_scheduler import PenaltyScheduler
 from constrained_diffusion.callbacks.report import Report
 from constrained_diffusion.callbacks.results import Results
@@ -19,6 +23,10 @@ __all__ = [
     "Export",
     "FitStatus",
     "LastCheckpoint",
+    "NoiseCallback",
+    "NoiseProgress",
+    "NoiseReport",
+    "NoiseResults",
     "PenaltyScheduler",
     "Report",
     "Results",

@@ -6,7 +6,6 @@ All text that comes from files is escaped: configs and names are not trusted.
 
 from __future__ import annotations
 
-import base64
 import csv
 import json
 import re
@@ -19,41 +18,10 @@ from typing import Any, NamedTuple
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from constrained_diffusion.callbacks import plots, table
+from constrained_diffusion.callbacks.page import note, picture, write_page
 
 MAX_GRIDS = 24  # a longer fit shows so many of its epochs, evenly spread
 _STATUSES = ("feasible", "infeasible", "diverged")
-_HEAD = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>TITLE</title>
-<style>
-:root{color-scheme:light dark;--page:#fff;--ink:#1d2126;--soft:#59616d;--line:#d9dde3;--card:#f6f7f9;--good:#1c7f4b;
---bad:#c03427}
-@media(prefers-color-scheme:dark){:root{--page:#14171b;--ink:#e6e8eb;--soft:#9aa3af;--line:#323841;--card:#1c2026;
---good:#4cc38a;--bad:#ff7a6b}}
-*{box-sizing:border-box}
-body{margin:0 auto;max-width:68rem;padding:1.5rem 1rem 4rem;background:var(--page);color:var(--ink);
-font:16px/1.55 system-ui,sans-serif}
-h1{font-size:1.5rem;line-height:1.25;margin:0;overflow-wrap:anywhere}h2{font-size:1.1rem;margin:2.5rem 0 .75rem}
-.verdict{margin:1.25rem 0;padding:.8rem 1rem;background:var(--card);border-left:4px solid var(--soft)}
-.feasible{border-color:var(--good)}.infeasible,.diverged{border-color:var(--bad)}
-.note,figcaption{color:var(--soft);font-size:.9rem;overflow-wrap:anywhere}
-.scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
-th,td{padding:.4rem 0 .4rem 1.25rem;border-bottom:1px solid var(--line);text-align:right;vertical-align:top}
-thead th{color:var(--soft);font-weight:500}tbody th{font-weight:400;text-align:left;padding-left:0}
-td:last-child{font-weight:600}
-.pair{display:grid;gap:1.5rem 2rem;grid-template-columns:repeat(auto-fill,minmax(min(100%,29rem),1fr))}
-figure{margin:0}figcaption{margin-bottom:.3rem}img,svg{display:block;width:100%;height:auto;border-radius:3px}
-dl{display:grid;grid-template-columns:max-content 1fr;gap:.3rem 1.25rem;margin:0 0 1rem}
-dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}summary{cursor:pointer}
-pre{overflow-x:auto;padding:1rem;background:var(--card);font-size:.85rem;line-height:1.45}
-@media(max-width:34rem){dl{grid-template-columns:1fr}dd{margin-bottom:.4rem}th,td{padding-left:.8rem}}
-</style>
-</head>
-<body>
-"""
 
 
 class Point(NamedTuple):
@@ -93,10 +61,7 @@ def write_report(run: Path) -> Path:
         _plots(results, metrics, config),
         _settings(results, config),
     ]
-    page = _HEAD.replace("TITLE", escape(title)) + "\n".join(sections) + "\n</body>\n</html>\n"
-    target, draft = run / "report.html", run / "report.html.part"
-    draft.write_text(page, encoding="utf-8", errors="replace")
-    return draft.replace(target)
+    return write_page(run / "report.html", title, sections)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -160,13 +125,13 @@ def _verdict(results: Mapping[str, Any], fit: Mapping[str, Any], metrics: Metric
         upper = metrics.get(f"{key}_upper_95")
         text += f" (upper 95 % bound {table.percent(upper[-1].value, up=True)})." if upper else "."
     kind = status if status in _STATUSES else "plain"
-    return f'<p class="verdict {kind}">{escape(text)}</p>\n{_note(f"Cost: {cost}" if cost else "")}'
+    return f'<p class="verdict {kind}">{escape(text)}</p>\n{note(f"Cost: {cost}" if cost else "")}'
 
 
 def _table(results: Mapping[str, Any]) -> str:
     if not (content := table.html_table(results)):
         return ""
-    return f'<h2>Before and after</h2>\n<div class="scroll">{content}</div>\n{_note(table.footnote(results))}'
+    return f'<h2>Before and after</h2>\n<div class="scroll">{content}</div>\n{note(table.footnote(results))}'
 
 
 def _grids(folder: Path) -> str:
@@ -175,21 +140,13 @@ def _grids(folder: Path) -> str:
     epochs = sorted(numbered)
     shown = _spread(epochs, MAX_GRIDS)
     legend = "Same seeds throughout. Solid red: violates the constraint. Dashed yellow: invalid."
-    parts = ["<h2>Samples</h2>", _note(legend if pair or epochs else "No sample grids were drawn.")]
-    parts += ['<div class="pair">', *(_picture(name, path) for name, path in pair), "</div>"] if pair else []
+    parts = ["<h2>Samples</h2>", note(legend if pair or epochs else "No sample grids were drawn.")]
+    parts += ['<div class="pair">', *(picture(name, path) for name, path in pair), "</div>"] if pair else []
     parts += ["<h2>Samples through the fit</h2>"] if epochs else []
     if len(shown) < len(epochs):
-        parts.append(_note(f"{len(shown)} of {len(epochs)} epochs; all of them lie in the run's folder grids."))
-    parts += ['<div class="pair">', *(_picture(f"epoch {e}", numbered[e]) for e in shown), "</div>"] if epochs else []
+        parts.append(note(f"{len(shown)} of {len(epochs)} epochs; all of them lie in the run's folder grids."))
+    parts += ['<div class="pair">', *(picture(f"epoch {e}", numbered[e]) for e in shown), "</div>"] if epochs else []
     return "\n".join(parts)
-
-
-def _picture(name: str, path: Path) -> str:
-    data = path.read_bytes()
-    if not data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return _note(f"{name}: {path.name} is no PNG file.")
-    source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
-    return f'<figure><figcaption>{escape(name)}</figcaption><img alt="samples, {escape(name)}" src="{source}"></figure>'
 
 
 def _plots(results: Mapping[str, Any], metrics: Metrics, config: str) -> str:
@@ -198,13 +155,13 @@ def _plots(results: Mapping[str, Any], metrics: Metrics, config: str) -> str:
         try:
             svg = draw()
         except ImportError as error:  # the report is worth having without its plots
-            return f"<h2>Course of the fit</h2>\n{_note(f'Plots left out: {error}')}"
+            return f"<h2>Course of the fit</h2>\n{note(f'Plots left out: {error}')}"
         if svg is None:
             missing.append(name)
         else:
             figures.append(f"<figure><figcaption>{escape(name)}</figcaption>{svg.decode()}</figure>")
-    note = _note(f"Nothing measured, so not drawn: {', '.join(missing)}." if missing else "")
-    return "\n".join(["<h2>Course of the fit</h2>", '<div class="pair">', *figures, "</div>", note])
+    missed = note(f"Nothing measured, so not drawn: {', '.join(missing)}." if missing else "")
+    return "\n".join(["<h2>Course of the fit</h2>", '<div class="pair">', *figures, "</div>", missed])
 
 
 def _drawings(results: Mapping[str, Any], metrics: Metrics, config: str) -> Iterable[Drawing]:
@@ -257,9 +214,9 @@ def _settings(results: Mapping[str, Any], config: str) -> str:
     keys = ("config", "sampler", "seeds", "seconds", "versions", "weights_sha256")
     pairs = [(key.replace("_", " "), _words(key, results[key])) for key in keys if results.get(key)]
     items = "".join(f"<dt>{escape(key)}</dt><dd>{escape(words)}</dd>\n" for key, words in pairs)
-    facts = f"<dl>\n{items}</dl>" if items else _note("Versions, seeds and hashes appear here after the test.")
+    facts = f"<dl>\n{items}</dl>" if items else note("Versions, seeds and hashes appear here after the test.")
     details = f"<details><summary>config.yaml</summary><pre>{escape(config)}</pre></details>"
-    return f"<h2>Settings</h2>\n{facts}\n{details if config else _note('There is no config.yaml.')}"
+    return f"<h2>Settings</h2>\n{facts}\n{details if config else note('There is no config.yaml.')}"
 
 
 def _words(key: str, value: Any) -> str:
@@ -289,7 +246,3 @@ def _float(text: Any) -> float | None:
         return table.number(float(text))
     except (TypeError, ValueError):
         return None
-
-
-def _note(text: str) -> str:
-    return f'<p class="note">{escape(text)}</p>' if text else ""

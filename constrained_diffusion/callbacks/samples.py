@@ -49,11 +49,12 @@ class SampleWriter(Callback):
         save_file({"samples": samples, "seeds": seeds}, folder / f"samples-rank{trainer.global_rank}.safetensors")
         if samples.ndim == 4 and samples.shape[1] in (1, 3):
             for sample, seed in zip(samples, seeds.tolist(), strict=True):
-                _save(sample, folder / f"seed-{seed:06d}.png")
+                save_picture(sample, folder / f"seed-{seed:06d}.png")
         rank_zero_info(f"{len(samples)} samples lie in {folder}")
 
 
-def _save(image: torch.Tensor, path: Path) -> None:
+def save_picture(image: torch.Tensor, path: Path) -> None:
+    """Write an image `(1 or 3, H, W)` in [0, 1] as an 8-bit file."""
     from PIL import Image
 
     pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)

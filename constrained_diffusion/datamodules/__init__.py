@@ -5,6 +5,9 @@ from constrained_diffusion.datamodules.batch import Batch
 from constrained_diffusion.datamodules.generated import GeneratedDataModule
 from constrained_diffusion.datamodules.image_folder import ImageFolderDataModule
 from constrained_diffusion.datamodules.mnist import MNISTDataModule
+from constrained_diffusion.datamodules.optimized import OptimizedDataModule
+from constrained_diffusion.datamodules.prompts import PromptsDataModule
+from constrained_diffusion.datamodules.seeds import SeedsDataModule
 
 __all__ = [
     "Batch",
@@ -12,5 +15,8 @@ __all__ = [
     "GeneratedDataModule",
     "ImageFolderDataModule",
     "MNISTDataModule",
+    "OptimizedDataModule",
+    "PromptsDataModule",
+    "SeedsDataModule",
     "TensorRows",
 ]

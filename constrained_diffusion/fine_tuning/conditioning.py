@@ -6,8 +6,11 @@ With the training set x_1 .. x_N drawn from the pretrained model, the posterior 
 
 so that E[x_0 | x_t] and E[x_0 | x_t, feasible] can both be estimated (the stable target field of Xu et al. 2023,
 arXiv 2302.00670). Their difference shifts the frozen model's x-hat towards p(x | feasible): the mass of what is
-removed goes to all that remains in proportion, not to the nearest neighbour alone. At low noise the weights single out
-one sample and the shift vanishes.
+removed goes to all that remains in proportion, not to the nearest neighbour alone.
+
+From some noise level on, what a noisy sample will become is still open. There the estimate leaves out the sample that
+x_t was made from, which would win every comparison though a fresh x_t has no such twin, and it holds whatever that
+sample was. At lower noise the weights single out one sample, the shift vanishes, and rows count by p(feasible | x_t).
 """
 
 from __future__ import annotations
@@ -24,13 +27,19 @@ class Conditioned(NamedTuple):
     """The two things that conditioning on feasibility changes."""
 
     shift: Tensor  #: `(B, *shape)`, E[x_0 | x_t, feasible] - E[x_0 | x_t], in network units
-    probability: Tensor  #: `(B,)`, p(feasible | x_t), in [0, 1]
+    weight: Tensor  #: `(B,)`, what the row counts: p(feasible | x_t), in [0, 1], and 1 where all is open
 
 
 def condition_on_feasible(
-    noisy: Tensor, timesteps: Tensor, schedule: NoiseSchedule, samples: Tensor, feasible: Tensor
+    noisy: Tensor,
+    timesteps: Tensor,
+    schedule: NoiseSchedule,
+    samples: Tensor,
+    feasible: Tensor,
+    rows: Tensor | None = None,
+    open_from: int | None = None,
 ) -> Conditioned:
-    """Estimate shift and probability from a bank of the pretrained model's samples.
+    """Estimate shift and weight from a bank of the pretrained model's samples.
 
     Args:
         noisy: x_t `(B, *shape)`.
@@ -38,15 +47,22 @@ def condition_on_feasible(
         schedule: alpha-bar.
         samples: `(N, *shape)`, in network units.
         feasible: `(N,)`, 1.0 where a sample satisfies every constraint, else 0.0.
+        rows: `(B,)`, the place in the bank of the sample that each x_t was made from, where it is there.
+        open_from: the timestep from which on a sample is still open; None: never.
     """
     flat, bank = noisy.float().flatten(1), samples.float().flatten(1)
     signal, sigma = schedule.coefficients(timesteps, flat)
     # ||x_t - s x_i||^2 without the term that all i share
     distance = signal.square() * bank.square().sum(1) - 2 * signal * (flat @ bank.T)
     evidence = -distance / (2 * sigma.square())
-    weight = evidence.softmax(1)
-    probability = weight @ feasible
+    undecided = torch.zeros_like(timesteps, dtype=torch.bool) if open_from is None else timesteps >= open_from
+    if rows is not None:
+        twin = rows.to(noisy.device)[:, None] == torch.arange(len(bank), device=noisy.device)
+        evidence = evidence.masked_fill(twin & undecided[:, None], -torch.inf)
+    weight = evidence.softmax(1).nan_to_num()  # of a bank of one nothing may be left
     # Normalised among the feasible ones by themselves, which holds where their share is too small for a quotient.
     inside = evidence.masked_fill(feasible == 0, -torch.inf).softmax(1).nan_to_num()
     shift = ((inside - weight) @ bank).reshape(noisy.shape)
-    return Conditioned(shift.to(noisy.dtype), probability.clamp(max=1))
+    probability = (weight @ feasible).clamp(max=1)
+    fully = undecided & (feasible > 0).any()  # of a bank without feasible samples nothing can be learnt
+    return Conditioned(shift.to(noisy.dtype), torch.where(fully, torch.ones_like(probability), probability))

@@ -15,8 +15,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from constrained_diffusion.datamodules.base import DiffusionDataModule
 from constrained_diffusion.datamodules.batch import Batch
 from constrained_diffusion.denoisers.adapter import Denoiser, Prediction
+from constrained_diffusion.distributed import sum_over_ranks
 from constrained_diffusion.fine_tuning.conditioning import condition_on_feasible
-from constrained_diffusion.fine_tuning.distributed import sum_over_ranks
 from constrained_diffusion.fine_tuning.evaluated import TRAINING, EvaluatedDiffusion
 from constrained_diffusion.fine_tuning.formulation import formulation as named_formulation
 from constrained_diffusion.fine_tuning.lora import adapters_off, add_adapters
@@ -49,6 +49,8 @@ class ConstrainedDiffusion(EvaluatedDiffusion):
             "anchored_penalty", "anchored_algorithm1"; "conditioned_algorithm1" holds to the frozen model without what
             is infeasible, and needs a training set that was drawn from it.
         max_timestep: T_phi; the constraints see the rows with t < T_phi. None: all rows.
+        open_from: for "conditioned_algorithm1", the timestep from which on a noisy sample may still become anything;
+            half the schedule by default.
         evaluation: what `validate` and `test` measure on samples.
         sampler: the sampler of evaluation and prediction.
         ema_decay: decay of the moving average of the weights, which every sample is drawn from.
@@ -73,6 +75,7 @@ class ConstrainedDiffusion(EvaluatedDiffusion):
         constraints: Constraint | list[Constraint] | None = None,
         formulation: str = "anchored_algorithm1",
         max_timestep: int | None = None,
+        open_from: int | None = None,
         evaluation: Evaluation | None = None,
         sampler: Sampler = Sampler(),  # noqa: B008  (frozen)
         ema_decay: float = 0.98,
@@ -103,6 +106,7 @@ class ConstrainedDiffusion(EvaluatedDiffusion):
         if not 0 <= ema_decay < 1:
             raise ValueError(f"ema_decay must lie in [0, 1), got {ema_decay}.")
         self.formulation, self.max_timestep = named_formulation(formulation), max_timestep or total
+        self.open_from = total // 2 if open_from is None else open_from
         self.snr_gamma, self.lora, self.optimizer, self.lr_scheduler = snr_gamma, lora, optimizer, lr_scheduler
         self.register_buffer("penalty_coefficient", torch.ones(len(given)))
         self.register_buffer("stop_below", torch.zeros(len(given)))
@@ -196,7 +200,8 @@ class ConstrainedDiffusion(EvaluatedDiffusion):
         schedule, clean = self.denoiser.noise_schedule, self.denoiser.normalizer.normalize(batch.clean)
         target, weight = schedule.target(clean, noise, timesteps), None
         if self.formulation.conditioned and frozen is not None:
-            shift, weight = condition_on_feasible(noisy, timesteps, schedule, *self._bank)
+            bank = (*self._bank, batch.rows, self.open_from)
+            shift, weight = condition_on_feasible(noisy, timesteps, schedule, *bank)
             target = frozen.output + schedule.from_clean(shift, torch.zeros_like(noisy), timesteps)
         elif self.formulation.anchored and frozen is not None:
             target, weight = frozen.output, self.feasible(batch.clean)

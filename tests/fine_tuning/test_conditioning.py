@@ -40,6 +40,26 @@ def test_nothing_to_leave_out_is_no_shift():
     torch.testing.assert_close(probability, torch.ones(2))
 
 
+def test_where_all_is_open_a_row_is_judged_by_the_others_and_counts_fully():
+    samples, feasible = bank()
+    timesteps, rows = torch.tensor([29, 30, 49]), torch.tensor([2, 1, 4])
+    noisy = SCHEDULE.add_noise(samples[rows], torch.randn(3, 1, 3, 3), timesteps)
+    shift, weight = condition_on_feasible(noisy, timesteps, SCHEDULE, samples, feasible, rows, open_from=30)
+    for b, row in enumerate(rows.tolist()):
+        others = [i for i in range(6) if i != row or b == 0]
+        one = (noisy[b : b + 1], timesteps[b : b + 1], SCHEDULE)
+        alone = condition_on_feasible(*one, samples[others], feasible[others])
+        torch.testing.assert_close(shift[b : b + 1], alone.shift)
+        torch.testing.assert_close(weight[b : b + 1], alone.weight if b == 0 else torch.ones(1))
+
+
+def test_a_bank_of_one_gives_finite_numbers():
+    samples, _ = bank(1)
+    one = (torch.randn(1, 1, 3, 3), torch.tensor([40]), SCHEDULE, samples)
+    shift, weight = condition_on_feasible(*one, torch.ones(1), torch.zeros(1, dtype=torch.long), open_from=0)
+    assert bool(shift.isfinite().all() and weight.isfinite().all())
+
+
 def test_at_low_noise_a_row_is_judged_by_itself():
     samples, feasible = bank()
     noisy = SCHEDULE.add_noise(samples, torch.zeros_like(samples), torch.zeros(6, dtype=torch.long))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from constrained_diffusion.fine_tuning.distributed import sum_over_ranks
+from constrained_diffusion.distributed import sum_over_ranks
 
 SCRIPT = Path(__file__).with_name("two_ranks.py")
 MINUTES = 5  # at most, on a machine that is busy; they need seconds

@@ -1,0 +1,228 @@
+"""Noise optimisation on the zoo's digits: what PRNO keeps, black boxes, baselines at equal calls, batches.
+
+    python benchmarks/dno_mnist.py prno|blackbox|baselines|throughput [--n N] [--json file]
+
+- prno: brightness with and without PRNO; at the highest mean reward that both reach, do digits keep their class?
+- blackbox: JPEG size and class log-odds as black boxes: ZO-SGD, Hybrid-1 and Hybrid-2 with q = 16, 8, 4, and at equal
+  numbers of evaluations.
+- baselines: best-of-N and loss guidance at the denoiser calls of noise optimisation.
+- throughput: a batch of 8 against 8 runs of one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from constrained_diffusion import PretrainedDenoiser
+from constrained_diffusion.constraints import PretrainedClassifier
+from constrained_diffusion.noise_optimization.baselines import best_of_n, loss_guided
+from constrained_diffusion.noise_optimization.gradients import ZOSGD, GradientEstimator, Hybrid1, Hybrid2
+from constrained_diffusion.noise_optimization.mapping import NoiseToSample
+from constrained_diffusion.noise_optimization.optimizer import NoiseOptimizer, Run
+from constrained_diffusion.noise_optimization.regularizers import PRNO, Regularizer, Unregularized
+from constrained_diffusion.rewards import Brightness, Ink, JPEGCompressibility, LogOdds
+from constrained_diffusion.sampling import Sampler, ddim, seeded_noise
+
+SAMPLER = Sampler(steps=10, eta=1.0)
+
+
+class Digits:
+    """The zoo's denoiser as a map from noise to digits, in bf16, and the judge; counts denoiser calls per row."""
+
+    def __init__(self, sampler: Sampler = SAMPLER) -> None:
+        self.denoiser = PretrainedDenoiser("mnist_denoiser").requires_grad_(False).eval()
+        self.judge = PretrainedClassifier("mnist_judge").requires_grad_(False).eval()
+        self.sampler, self.calls = sampler, 0.0
+        self.mapping = NoiseToSample(
+            lambda _: self.predict, self.denoiser.noise_schedule, sampler, self.finish, memory_budget="unlimited"
+        )
+
+    def predict(self, noisy: Tensor, timesteps: Tensor) -> Any:
+        self.calls += len(noisy)
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.denoiser.predict(noisy, timesteps)
+
+    def finish(self, sample: Tensor) -> Tensor:
+        normalizer = self.denoiser.normalizer
+        return normalizer.denormalize(normalizer.clamp(sample))
+
+    def noise(self, seeds: range) -> Tensor:
+        schedule = self.denoiser.noise_schedule
+        return seeded_noise(seeds, self.denoiser.sample_shape, self.sampler, schedule.num_timesteps)
+
+    @torch.no_grad()
+    def classes(self, clean: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the judge's class and its confidence."""
+        confidence, label = self.judge(clean).softmax(1).max(1)
+        return label, confidence
+
+
+def interval(differences: list[float]) -> tuple[float, float, float]:
+    """Return the mean of paired differences and its 95 % interval (normal)."""
+    mean, n = fmean(differences), len(differences)
+    spread = 1.96 * math.sqrt(sum((d - mean) ** 2 for d in differences) / (n - 1) / n)
+    return mean, mean - spread, mean + spread
+
+
+def prno(given: argparse.Namespace) -> dict[str, Any]:
+    """Compare at the highest mean reward that both reach."""
+    n, steps = given.n or 128, given.steps or 60
+    digits = Digits()
+    start, _ = digits.classes(torch.cat([digits.mapping(digits.noise(range(i, i + 32))) for i in range(0, n, 32)]))
+    ways: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+    for name, regularizer in (("none", Unregularized()), ("PRNO", PRNO(given.gamma))):
+        rewards, kept, log_p = [], [], []
+        for first in range(0, n, 32):
+            seeds = range(first, min(first + 32, n))
+            optimizer = NoiseOptimizer(digits.mapping, Brightness(), steps=steps, regularizer=regularizer)
+            run, same = Run(optimizer, digits.noise(seeds), None, list(seeds)), []
+            while not run.finished:
+                clean = torch.stack(list(run.step().values()))
+                same.append(digits.classes(clean)[0] == start[first : first + len(seeds)])
+            rewards.append(torch.tensor([record.rewards for record in run.records]))
+            log_p.append(torch.tensor([record.log_probabilities for record in run.records]))
+            kept.append(torch.stack(same, 1))
+        ways[name] = torch.cat(rewards), torch.cat(kept).float(), torch.cat(log_p)
+    level = min(float(ways[name][0].mean(0).max()) for name in ways)
+    print(f"brightness, DDIM 10 steps, eta 1, n = {n}, {steps} steps, gamma {given.gamma:g}; both reach {level:.4f}")
+    print("| regulariser | step | mean reward | same class | median P(z) |\n|---|---|---|---|---|")
+    at: dict[str, Tensor] = {}
+    for name, (reward, kept, log_p) in ways.items():
+        step = int((reward.mean(0) >= level - 1e-9).nonzero()[0])
+        at[name] = kept[:, step]
+        typical = math.exp(median(log_p[:, step].tolist()))
+        print(f"| {name} | {step} | {reward.mean(0)[step]:.4f} | {kept[:, step].mean():.1%} | {typical:.2g} |")
+    mean, low, high = interval((at["PRNO"] - at["none"]).tolist())
+    print(f"difference {100 * mean:.1f} points, 95 % interval [{100 * low:.1f}, {100 * high:.1f}] (aim >= 10, above 0)")
+    return {"level": level, "difference": mean, "low": low, "high": high}
+
+
+def _optimise(
+    digits: Digits, reward: Any, estimator: GradientEstimator | None, n: int, steps: int, regularizer: Regularizer
+) -> list[list[float]]:
+    """Return the rewards of each sample at each step."""
+    rows: list[list[float]] = []
+    for first in range(0, n, 16):
+        seeds = range(first, min(first + 16, n))
+        optimizer = NoiseOptimizer(
+            digits.mapping, reward, steps=steps, regularizer=regularizer, estimator=estimator, permutations=0
+        )
+        rows += [record.rewards for record in optimizer.run(digits.noise(seeds), keys=list(seeds))]
+    return rows
+
+
+def blackbox(given: argparse.Namespace) -> dict[str, Any]:
+    """Compare the three estimators on rewards whose gradient is not used."""
+    n, steps, digits = given.n or 32, given.steps or 50, Digits()
+    odds = LogOdds(PretrainedClassifier("mnist_classifier"), 3)
+    rewards = {"JPEG size (kB)": JPEGCompressibility(), "log-odds of 3": odds}
+    marks = range(10, steps + 1, 10)
+    found: dict[str, Any] = {}
+    for title, counts in (("q = 16 / 8 / 4", (16, 8, 4)), ("equal evaluations, q = 8", (8, 8, 8))):
+        for name, reward in rewards.items():
+            kinds = zip((ZOSGD, Hybrid1, Hybrid2), counts, strict=True)
+            estimators = {f"{kind.__name__}, q = {q}": kind(perturbations=q, normalize=True) for kind, q in kinds}
+            print(f"\n{name}, {title}: mean of {n} samples (best so far in brackets)")
+            print("| estimator | start | " + " | ".join(f"step {s}" for s in marks) + " | seconds a step |")
+            print("|---|---|" + "---|" * (steps // 10 + 1))
+            for words, estimator in estimators.items():
+                started = time.perf_counter()
+                way = torch.tensor(_optimise(digits, reward, estimator, n, steps, Unregularized()))
+                each = (time.perf_counter() - started) / steps / math.ceil(n / 16)
+                best = way.cummax(1).values.mean(0)
+                cells = [f"{way.mean(0)[s]:.3f} ({best[s]:.3f})" for s in marks]
+                print(f"| {words} | {way.mean(0)[0]:.3f} | " + " | ".join(cells) + f" | {each:.2f} |", flush=True)
+                found[f"{name}, {title}, {words}"] = {"mean": way.mean(0).tolist(), "best": best.tolist()}
+    return found
+
+
+def baselines(given: argparse.Namespace) -> dict[str, Any]:
+    """Compare at equal denoiser calls; a backward pass counts as one more call."""
+    n, steps, digits = given.n or 32, given.steps or 20, Digits()
+    reward, target = Ink(target=given.target), given.target
+    seeds, found = range(n), {}
+    print(f"ink target {target}: reward -(mean pixel - {target})^2, {n} samples, DDIM 10 steps")
+    print("| method | denoiser calls a sample | mean reward | still a digit (confidence > 0.5) |\n|---|---|---|---|")
+
+    def report(name: str, clean: Tensor, calls: float) -> None:
+        value, confident = reward(clean), (digits.classes(clean)[1] > 0.5).float().mean()
+        found[name] = {"calls": calls, "reward": float(value.mean()), "digits": float(confident)}
+        print(f"| {name} | {calls:.0f} | {value.mean():.6f} | {confident:.1%} |", flush=True)
+
+    with torch.no_grad():
+        report("one sample", digits.mapping(digits.noise(seeds)), SAMPLER.steps)
+    optimizer = NoiseOptimizer(digits.mapping, reward, steps=steps, regularizer=PRNO(given.gamma))
+    records = optimizer.run(digits.noise(seeds), keys=list(seeds))
+    budget = SAMPLER.steps * (2 * steps + 1)
+    report("noise optimisation", torch.stack([record.sample for record in records]), budget)
+
+    draws = (digits.noise(range(n + i * n, n + (i + 1) * n)) for i in range(budget // SAMPLER.steps))
+    best, _ = best_of_n(lambda z, _: digits.mapping(z), lambda x, _: reward(x), draws, [None] * n)
+    report(f"best of {budget // SAMPLER.steps}", best, budget)
+    long = Sampler(steps=budget // 2, eta=1.0)
+    z = seeded_noise(seeds, digits.denoiser.sample_shape, long, digits.denoiser.noise_schedule.num_timesteps)
+    for samples in (1, 10):
+        tried = []
+        for scale in (3.0, 30.0, 300.0, 3000.0):
+            of = partial(_in_data_units, digits, reward)
+            guided = loss_guided(digits.predict, digits.denoiser.noise_schedule, of, scale, samples)
+            clean = digits.finish(ddim(guided, digits.denoiser.noise_schedule, z, long)).detach()
+            tried.append((float(reward(clean).mean()), scale, clean))
+        _, scale, clean = max(tried, key=lambda trial: trial[0])
+        report(f"loss guidance, n = {samples}, best scale of 4 ({scale:g})", clean, budget)
+    return found
+
+
+def _in_data_units(digits: Digits, reward: Callable[[Tensor], Tensor], clean: Tensor) -> Tensor:
+    return reward(digits.finish(clean))
+
+
+def throughput(given: argparse.Namespace) -> dict[str, Any]:
+    """Time a batch of 8 and 8 runs of one."""
+    n, steps, digits = given.n or 8, given.steps or 5, Digits()
+
+    def timed(batches: list[range]) -> float:
+        start = time.perf_counter()
+        for seeds in batches:
+            NoiseOptimizer(digits.mapping, Brightness(), steps=steps).run(digits.noise(seeds), keys=list(seeds))
+        return time.perf_counter() - start
+
+    timed([range(1)])
+    together, apart = [], []
+    for _ in range(3):
+        together.append(timed([range(n)]))
+        apart.append(timed([range(i, i + 1) for i in range(n)]))
+    ratio = median(apart) / median(together)
+    print(f"batch of {n}: {median(together):.2f} s; {n} runs of one: {median(apart):.2f} s; {ratio:.2f} x (aim >= 1.5)")
+    return {"ratio": ratio}
+
+
+def main() -> None:
+    """Run one comparison."""
+    parts = {"prno": prno, "blackbox": blackbox, "baselines": baselines, "throughput": throughput}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=parts)
+    parser.add_argument("--n", type=int, help="samples")
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--gamma", type=float, default=1.0, help="weight of PRNO")
+    parser.add_argument("--target", type=float, default=0.25, help="mean pixel that `baselines` aims at")
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    found = parts[given.part](given)
+    if given.json:
+        given.json.write_text(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""Align, then distil: the samples that noise optimisation found, as a fine-tuning set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from constrained_diffusion.datamodules.base import DiffusionDataModule, TensorRows
+
+
+class OptimizedDataModule(DiffusionDataModule):
+    """The samples in the folder `noise` of a run of `DirectNoiseOptimization`, in the order of their names.
+
+    Args:
+        run: the run's folder, such as `runs/dno_mnist/latest`.
+        held_out: how many of them, the last ones, are kept for the held-out loss.
+        kwargs: see `DiffusionDataModule`.
+
+    Raises:
+        FileNotFoundError: the folder holds no samples.
+        ValueError: there are not more than `held_out`.
+    """
+
+    def __init__(self, run: str, held_out: int = 1, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.run, self.held_out = run, held_out
+
+    def build(self) -> tuple[TensorRows, TensorRows]:
+        files = sorted((Path(self.run) / "noise").glob("*.safetensors"))
+        if not files:
+            raise FileNotFoundError(
+                f"'{self.run}' holds no optimised samples: expected '{self.run}/noise/*.safetensors'; run `lightning "
+                "predict` with a DirectNoiseOptimization config first, and name its run."
+            )
+        if not 1 <= self.held_out < len(files):
+            raise ValueError(
+                f"'{self.run}' holds {len(files)} samples, of which {self.held_out} are to be held out: expected at "
+                "least 1 of them, and fewer than all; optimise more samples, or lower held_out."
+            )
+        clean = torch.stack([load_file(file)["sample"] for file in files])
+        return TensorRows(clean[: -self.held_out]), TensorRows(clean[-self.held_out :])

@@ -1,0 +1,16 @@
+"""Seeds alone: all that sampling and noise optimisation need of a data module."""
+
+from __future__ import annotations
+
+from constrained_diffusion.datamodules.base import DiffusionDataModule, TensorRows
+
+
+class SeedsDataModule(DiffusionDataModule):
+    """The seeds first_eval_seed, first_eval_seed + 1, .. in batches of `eval_batch_size`; there is nothing to train on.
+
+    Raises:
+        ValueError: a fit asks for training rows.
+    """
+
+    def build(self) -> tuple[TensorRows, TensorRows]:
+        raise ValueError("SeedsDataModule has seeds and no rows to train on; for a fit choose GeneratedDataModule.")

@@ -1,0 +1,135 @@
+"""`DirectNoiseOptimization`: `lightning predict` aligns the samples of a pretrained model (D eq. 7, 12)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from constrained_diffusion.callbacks.noise_callback import NoiseCallback, Optimized
+from constrained_diffusion.datamodules.prompts import Job
+from constrained_diffusion.denoisers.adapter import Denoiser, Prediction
+from constrained_diffusion.denoisers.text_to_image import TextToImage
+from constrained_diffusion.noise_optimization.mapping import NoiseToSample
+from constrained_diffusion.noise_optimization.memory import MemoryBudget, Predict
+from constrained_diffusion.noise_optimization.optimizer import NoiseOptimizer, Run
+from constrained_diffusion.objectives import Constraint, Feasibility, Objective, Reward
+from constrained_diffusion.sampling import Sampler, seeded_noise
+
+
+class DirectNoiseOptimization(LightningModule):
+    """Optimise the noise of each sample for a reward, for `Trainer.predict`.
+
+    A batch is a list of `Job` (prompts and seeds) or a tensor of seeds; every row is on its own.
+
+    Args:
+        model: a `Denoiser`, or `TextToImage` for prompts.
+        objective: the reward to maximise; a constraint is read as its `Feasibility`.
+        sampler: steps, eta and the rest; by default 10 steps with eta 1, for `TextToImage` 50 of them with what its
+            scheduler says.
+        memory_budget: see `NoiseToSample`.
+        settings: see `NoiseOptimizer`: steps, regularizer, estimator, stops, seed and the rest.
+
+    Raises:
+        TypeError: the objective has no gradient and the estimator needs one, or it needs prompts and has none.
+    """
+
+    def __init__(
+        self,
+        model: Denoiser | TextToImage,
+        objective: Objective,
+        sampler: Sampler | None = None,
+        memory_budget: MemoryBudget = "minimal",
+        **settings: Any,
+    ) -> None:
+        super().__init__()
+        prompted = isinstance(model, TextToImage)
+        self.model, self.reward = model.requires_grad_(False).eval(), as_reward(objective)
+        self.reward.requires_grad_(False)
+        if self.reward.needs_prompts and not prompted:
+            raise TypeError(
+                f"{type(self.reward).__name__} judges how an image fits its prompt, but {type(model).__name__} takes "
+                "none; choose TextToImage as the model, or a reward of the image alone."
+            )
+        own = model.sampler_settings() if isinstance(model, TextToImage) else {}
+        self.sampler = sampler or Sampler(steps=50 if prompted else 10, eta=1.0, **own)
+        self.mapping = NoiseToSample(self._predictor, model.noise_schedule, self.sampler, self._finish, memory_budget)
+        self.optimizer = NoiseOptimizer(self.mapping, self._reward, **settings)
+        if self.optimizer.estimator.needs_gradient and not self.reward.differentiable:
+            raise TypeError(
+                f"{type(self.reward).__name__} is not differentiable, and {type(self.optimizer.estimator).__name__} "
+                "needs its gradient; choose the estimator Hybrid2, Hybrid1 or ZOSGD."
+            )
+
+    def noise(self, seeds: Sequence[int]) -> Tensor:
+        """Return the noise sequences of seeds, `(len(seeds), 1 + K, *shape)`; each depends on its own seed alone."""
+        schedule = self.model.noise_schedule
+        return seeded_noise(seeds, self.model.sample_shape, self.sampler, schedule.num_timesteps)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Optimized:
+        """Optimise the batch's jobs that have no results yet."""
+        done = set(itertools.chain(*(callback.finished_jobs(self.trainer) for callback in self._watchers())))
+        jobs = [job for job in as_jobs(batch) if job.key not in done]
+        if not jobs:
+            return Optimized([], [])
+        with torch.inference_mode(False), torch.enable_grad():
+            run = Run(
+                self.optimizer,
+                self.noise([job.seed for job in jobs]).to(self.device),
+                [job.prompt for job in jobs],
+                [job.seed for job in jobs],
+            )
+            for callback in self._watchers():
+                if (state := callback.interrupted(self.trainer, jobs)) is not None:
+                    run.load_state_dict(state)
+            for callback in self._watchers():
+                callback.on_batch_begin(self.trainer, self, jobs, run)
+            while not run.finished:
+                clean = run.step()
+                for callback in self._watchers():
+                    callback.on_evaluation(self.trainer, self, jobs, run, clean)
+        return Optimized(jobs, run.records)
+
+    def _watchers(self) -> Iterator[NoiseCallback]:
+        return (callback for callback in self.trainer.callbacks if isinstance(callback, NoiseCallback))  # type: ignore[attr-defined]
+
+    def _predictor(self, prompts: list[Any]) -> Predict:
+        model = self.model
+        predict = model.predictor(model.encode(prompts)) if isinstance(model, TextToImage) else model.predict
+
+        def in_precision(noisy: Tensor, timesteps: Tensor) -> Prediction:
+            with self._precision():
+                return predict(noisy, timesteps)
+
+        return in_precision
+
+    def _finish(self, sample: Tensor) -> Tensor:
+        if isinstance(self.model, TextToImage):
+            with self._precision():
+                return self.model.decode(sample)
+        normalizer = self.model.normalizer
+        return normalizer.denormalize(normalizer.clamp(sample))
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        return self._trainer.precision_plugin.forward_context() if self._trainer else nullcontext()
+
+    def _reward(self, clean: Tensor, prompts: list[Any]) -> Tensor:
+        values: Tensor = self.reward(clean, prompts) if self.reward.needs_prompts else self.reward(clean)
+        return values
+
+
+def as_reward(objective: Objective) -> Reward:
+    """Return a reward: itself, or the feasibility of a constraint."""
+    return Feasibility(objective) if isinstance(objective, Constraint) else objective
+
+
+def as_jobs(batch: Any) -> list[Job]:
+    """Return the jobs of a batch: as they are, or one per seed of a tensor."""
+    if isinstance(batch, Tensor):
+        return [Job(f"seed-{seed:06d}", None, seed) for seed in batch.tolist()]
+    return list(batch)
