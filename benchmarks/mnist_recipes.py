@@ -14,6 +14,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from constrained_diffusion.runs import latest_run
 
 COLUMNS = ("recipe", "step", "n", "fours", "upper 95 %", "total variation", "non-digits", "FID", "KID")
@@ -26,8 +28,9 @@ def validations(run: Path) -> list[dict[str, float]]:
     return [row for row in rows if "val/fid" in row]
 
 
-def table(config: str, run: Path, n: int) -> list[list[str]]:
+def table(config: str, run: Path) -> list[list[str]]:
     """Return the lines of one recipe: the pretrained model, the validations, the test."""
+    n = yaml.safe_load((run / "config.yaml").read_text())["data"]["init_args"]["val_samples"]
     results: dict[str, Any] = json.loads((run / "results.json").read_text())
     lines = [[config, "pretrained", *_figures(results["before"])]]
     for row in validations(run):
@@ -60,11 +63,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("configs", nargs="+")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--val_samples", type=int, required=True, help="n of the validations, as in the configs")
     given = parser.parse_args()
     print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|")
     for config in given.configs:
-        for line in table(config, latest_run(config, given.runs), given.val_samples):
+        for line in table(config, latest_run(config, given.runs)):
             print("| " + " | ".join(line) + " |")
 
 

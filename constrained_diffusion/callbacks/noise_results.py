@@ -45,6 +45,11 @@ class NoiseResults(NoiseCallback):
             with rows.open("a", encoding="utf-8") as file:
                 file.write("\n")
 
+    @staticmethod
+    def _writes(trainer: Trainer) -> bool:
+        """Whether this rank's jobs are its own; ranks that share the perturbations of a sample all have the same."""
+        return trainer.is_global_zero or getattr(trainer.datamodule, "sharded", True)  # type: ignore[attr-defined]
+
     def finished_jobs(self, trainer: Trainer) -> set[str]:
         return {row["key"] for row in read_results(Path(trainer.default_root_dir))}
 
@@ -61,7 +66,7 @@ class NoiseResults(NoiseCallback):
     def on_evaluation(
         self, trainer: Trainer, module: LightningModule, jobs: Sequence[Job], run: Run, clean: dict[int, Tensor]
     ) -> None:
-        if run.finished or time.monotonic() - self._saved < self.save_every_seconds:
+        if run.finished or not self._writes(trainer) or time.monotonic() - self._saved < self.save_every_seconds:
             return
         file = _unfinished(trainer, jobs)
         draft = file.with_suffix(".part")
@@ -78,7 +83,7 @@ class NoiseResults(NoiseCallback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if not isinstance(outputs, Optimized) or not outputs.jobs:
+        if not isinstance(outputs, Optimized) or not outputs.jobs or not self._writes(trainer):
             return
         folder = Path(trainer.default_root_dir)
         for job, record in zip(outputs.jobs, outputs.records, strict=True):

@@ -58,6 +58,7 @@ class DiffusionDataModule(LightningDataModule, ABC):
     """
 
     sampler: KeyedSampler | None = None
+    sharded = True  #: whether ranks share the rows of evaluation, or all see all of them
 
     def __init__(
         self,
@@ -113,7 +114,7 @@ class DiffusionDataModule(LightningDataModule, ABC):
         return self._in_order(range(self.first_eval_seed, self.first_eval_seed + count), collate_fn=torch.as_tensor)
 
     def _in_order(self, rows: Any, **kwargs: Any) -> DataLoader[Any]:
-        sampler = Shard(len(rows))
+        sampler = Shard(len(rows)) if self.sharded else None
         return DataLoader(rows, batch_size=self.eval_batch_size, sampler=sampler, **kwargs)
 
     def state_dict(self) -> dict[str, Any]:

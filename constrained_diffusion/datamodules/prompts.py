@@ -50,6 +50,8 @@ class PromptsDataModule(LightningDataModule):
         Job(key='00000-5', prompt='a white duck', seed=5)
     """
 
+    sharded = True  #: whether ranks share the jobs, or all see all of them
+
     def __init__(
         self,
         prompts: list[str] | None = None,
@@ -80,7 +82,8 @@ class PromptsDataModule(LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Any]:
         """Return batches of the jobs that are not done, lists of `Job`; each job is on exactly one rank."""
         left: Any = [job for job in self.jobs if job.key not in self.done]
-        return DataLoader(left, batch_size=self.batch_size, sampler=Shard(len(left)), collate_fn=as_is)
+        sampler = Shard(len(left)) if self.sharded else None
+        return DataLoader(left, batch_size=self.batch_size, sampler=sampler, collate_fn=as_is)
 
 
 class _Row(NamedTuple):

@@ -15,6 +15,7 @@ from constrained_diffusion.callbacks.noise_callback import NoiseCallback, Optimi
 from constrained_diffusion.datamodules.prompts import Job
 from constrained_diffusion.denoisers.adapter import Denoiser, Prediction
 from constrained_diffusion.denoisers.text_to_image import TextToImage
+from constrained_diffusion.noise_optimization.gradients import Perturbed
 from constrained_diffusion.noise_optimization.mapping import NoiseToSample
 from constrained_diffusion.noise_optimization.memory import MemoryBudget, Predict
 from constrained_diffusion.noise_optimization.optimizer import NoiseOptimizer, Run
@@ -65,6 +66,22 @@ class DirectNoiseOptimization(LightningModule):
                 f"{type(self.reward).__name__} is not differentiable, and {type(self.optimizer.estimator).__name__} "
                 "needs its gradient; choose the estimator Hybrid2, Hybrid1 or ZOSGD."
             )
+
+    def setup(self, stage: str) -> None:
+        estimator, data = self.optimizer.estimator, getattr(self.trainer, "datamodule", None)
+        if not (isinstance(estimator, Perturbed) and estimator.shard and self.trainer.world_size > 1):
+            return
+        if self.optimizer.max_seconds is not None:
+            raise ValueError(
+                "ranks that share the perturbations of a sample must stop together, and max_seconds would stop each by "
+                "its own clock; take it out and limit `steps`, or let the ranks share samples (shard: false)."
+            )
+        if not hasattr(data, "sharded"):
+            raise ValueError(
+                f"shard: true of {type(estimator).__name__} needs a data module that gives all ranks the same jobs, "
+                "such as PromptsDataModule or SeedsDataModule; give one, or let the ranks share samples (shard: false)."
+            )
+        data.sharded = False  # type: ignore[union-attr]
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
         """Return the noise sequences of seeds, `(len(seeds), 1 + K, *shape)`; each depends on its own seed alone."""

@@ -271,8 +271,8 @@ def _checked_reward(
             f"{tuple(values.shape)}; average or sum over the rest."
         )
     if not bool(values.isfinite().all()):
+        wrong = float(values.detach()[~values.isfinite()][0])
         raise ValueError(
-            f"{name} returned {float(values.detach()[~values.isfinite()][0])} for a sample; a reward must be finite: bound "
-            "it, or take its logarithm with a floor."
+            f"{name} returned {wrong} for a sample; a reward must be finite: bound it, or floor its logarithm."
         )
     return values
