@@ -85,7 +85,7 @@ class Perturbed(GradientEstimator):
         perturbations: q, per sample.
         mu: length of a perturbation; D takes 0.01, and 0.02 for Hybrid2.
         normalize: scale the estimate H of each sample to norm 1, as the authors' program does.
-        batch_size: how many perturbed samples are evaluated at once; all by default.
+        batch_size: how many perturbed samples are evaluated at once, all by default; at least one per row of the batch.
         shard: split the perturbations of every sample over the ranks, which then all hold the same samples.
 
     Raises:

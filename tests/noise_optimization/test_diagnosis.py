@@ -35,6 +35,7 @@ def on_the_edge(z: Tensor) -> Tensor:
         (on_the_line, lambda x: x.sum(1), "moving"),
         (lambda z: z, lambda x: x.sum(1), "moving"),
         (lambda z: 100 * on_the_line(z), lambda x: 100 * x[:, 1], "III"),  # the scale does not decide
+        (lambda z: 100 * on_the_line(z), lambda x: 100 * (x[:, 1] + 1e-3 * x[:, 0]), "III"),
         (lambda z: 100 * on_the_line(z), lambda x: 100 * x[:, 0], "moving"),
     ],
 )
