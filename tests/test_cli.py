@@ -311,4 +311,4 @@ def test_a_shipped_config_is_found_from_anywhere_and_one_word_changes_it(
     config = printed_config(["fit", *words, f"{LABEL}=7", "--trainer.callbacks.stop_below=0.5"], capsys)
     assert config["model"]["init_args"]["constraints"]["init_args"]["label"] == 7
     assert config["trainer"]["callbacks"][0]["init_args"]["stop_below"] == 0.5
-    assert config["model"]["init_args"]["max_timestep"] == 800  # and nothing else
+    assert config["model"]["init_args"]["max_timestep"] == 700  # and nothing else

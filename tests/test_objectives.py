@@ -17,14 +17,14 @@ class Ball(Constraint):
         return torch.stack([clean.norm(dim=1) - 1, clean[:, 0] - 0.5], dim=1)
 
 
-class Brightness(Reward):
+class MeanPixel(Reward):
     """The mean."""
 
     def forward(self, clean: Tensor) -> Tensor:
         return clean.flatten(1).mean(1)
 
 
-class FileSize(Brightness):
+class FileSize(MeanPixel):
     """A black box."""
 
     differentiable = False
@@ -48,7 +48,7 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
 
 
 def test_a_reward_above_its_threshold_is_feasible() -> None:
-    g = RewardAtLeast(Brightness(), threshold=0.4)(torch.tensor([[0.5, 0.5], [0.25, 0.25], [0.4, 0.4]]))
+    g = RewardAtLeast(MeanPixel(), threshold=0.4)(torch.tensor([[0.5, 0.5], [0.25, 0.25], [0.4, 0.4]]))
     torch.testing.assert_close(g, torch.tensor([-0.1, 0.15, 0.0]))
 
 
@@ -62,17 +62,17 @@ def test_feasibility_is_minus_the_worst_violation() -> None:
 def test_converters_carry_gradients() -> None:
     x = torch.tensor([[3.0, 4.0]], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(Feasibility(Ball()), x)
-    assert torch.autograd.gradcheck(RewardAtLeast(Brightness(), 0.4), x)
+    assert torch.autograd.gradcheck(RewardAtLeast(MeanPixel(), 0.4), x)
 
 
 def test_there_and_back_keeps_what_is_violated() -> None:
     x = torch.rand(20, 4, generator=torch.Generator().manual_seed(0))
-    g = RewardAtLeast(Feasibility(RewardAtLeast(Brightness(), 0.5)), threshold=0.0)(x)
+    g = RewardAtLeast(Feasibility(RewardAtLeast(MeanPixel(), 0.5)), threshold=0.0)(x)
     torch.testing.assert_close(g, torch.relu(0.5 - x.mean(1)))
 
 
 def test_a_black_box_stays_one() -> None:
-    assert RewardAtLeast(Brightness(), 0.0).differentiable
+    assert RewardAtLeast(MeanPixel(), 0.0).differentiable
     constraint = RewardAtLeast(FileSize(), 0.0)
     assert not constraint.differentiable
     assert not Feasibility(constraint).differentiable
@@ -91,9 +91,9 @@ def test_the_bases_are_abstract(base: type) -> None:
 
 def test_register_and_get(registry: dict[str, object]) -> None:
     assert objectives.register()(Ball) is Ball
-    assert objectives.register("bright")(Brightness) is Brightness
+    assert objectives.register("bright")(MeanPixel) is MeanPixel
     assert objectives.get("Ball") is Ball
-    assert objectives.get("bright") is Brightness
+    assert objectives.get("bright") is MeanPixel
     assert "Ball" in objectives.available(Constraint)
     assert "Ball" not in objectives.available(Reward)
     assert set(objectives.available()) == set(registry)
@@ -104,7 +104,7 @@ def test_register_and_get(registry: dict[str, object]) -> None:
 def test_a_taken_name_is_refused(registry: dict[str, object]) -> None:
     objectives.register("Ball")(Ball)
     with pytest.raises(ValueError, match=f"'Ball' is registered already, by {Ball.__module__}"):
-        objectives.register("Ball")(Brightness)
+        objectives.register("Ball")(MeanPixel)
     assert objectives.get("Ball") is Ball
 
 
