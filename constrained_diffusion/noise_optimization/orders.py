@@ -4,9 +4,9 @@ Read in an order Pi, a vector z of n numbers is a matrix of m = n / k rows of k 
 concentration bounds look at are its column means and its k x k matrix of second moments.
 
 Drawing 100 permutations of a million numbers one by one costs more than everything else. Here one permutation `base` of
-all numbers cuts them into R blocks, and every order permutes the blocks alone. Blocks of a few dozen numbers, tens of
-thousands of them, leave the variance of the estimate over orders as it is (`benchmarks/prno_regularizer.py` shows it),
-and a block is moved as one piece of memory.
+all numbers cuts them into R blocks, and every order permutes the blocks alone; a block is moved as one piece of memory.
+The orders of one draw share `base`, which adds to the variance of the estimate over draws, the less the more blocks
+there are; `benchmarks/prno_regularizer.py` prints how much.
 
 | paper | code | shape |
 |---|---|---|
