@@ -1,4 +1,4 @@
-"""FLOPs and saved memory of one optimisation step at Stable Diffusion 1.5's size, counted on the meta device.
+"""FLOPs and memory of one optimisation step at Stable Diffusion 1.5's size, counted on the meta device.
 
     python benchmarks/dno_flops.py [--steps 50]
 
@@ -9,17 +9,21 @@ step is a forward pass, a second one, and the gradient of the input.
 from __future__ import annotations
 
 import argparse
+import weakref
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from constrained_diffusion.denoisers.adapter import Prediction
 from constrained_diffusion.denoisers.schedule import DiffusersSchedule
 from constrained_diffusion.noise_optimization.mapping import NoiseToSample
-from constrained_diffusion.noise_optimization.memory import saved_bytes
 from constrained_diffusion.sampling import Sampler
 
 BETAS = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -35,6 +39,42 @@ class MetaSchedule(DiffusersSchedule):
 
     def levels(self) -> list[float]:
         return self.known
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors that are alive, by their storages, and remembers the most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive: dict[int, int] = {}
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        results = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(results):
+            if isinstance(tensor, Tensor):
+                self.note(tensor.untyped_storage())
+        return results
+
+    def note(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key in self.alive:
+            return
+        self.alive[key] = storage.nbytes()
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self.forget, key)
+
+    def forget(self, key: int) -> None:
+        self.now -= self.alive.pop(key)
+
+
+def peak_bytes(function: Callable[[], Any]) -> int:
+    """Return the most bytes that `function` holds at a time, of what it makes."""
+    with LiveBytes() as live:
+        result = function()
+    del result
+    return live.peak
 
 
 def main() -> None:
@@ -85,25 +125,24 @@ def main() -> None:
     print(f"UNet {sum(p.numel() for p in unet.parameters()):,} parameters, z {noise.numel():,} numbers")
     print(f"forward {forward / 1e12:.1f} TFLOP, optimisation step {step / 1e12:.1f}: {ratio:.3f} x (aim <= 3.20)")
 
-    storages: dict[int, int] = {}
+    del z
+    noise = noise.detach().requires_grad_(True)
+    latent = noise[:, 0].detach().requires_grad_(True)
+    timesteps = torch.zeros(1, dtype=torch.long, device="meta")
 
-    def note(tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, torch.nn.Parameter):
-            storages[id(tensor.untyped_storage())] = tensor.untyped_storage().nbytes()
-            kept.append(tensor.untyped_storage())
-        return tensor
+    def differentiate(function: Callable[[Tensor], Tensor], given: Tensor) -> Callable[[], Any]:
+        return lambda: torch.autograd.grad(function(given).sum(), given)
 
-    kept: list[object] = []  # alive, so that no identity is used twice
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        image = mapping(z)
-    one_call = saved_bytes(predict, noise[:, 0].detach(), torch.zeros(1, dtype=torch.long, device="meta"))
-    latents = given.steps * 4 * 64 * 64 * 4 + noise.numel() * 4
-    peak, limit = sum(storages.values()) + one_call, one_call + latents
-    print(
-        f"saved for the step {sum(storages.values()) / 2**20:.1f} MiB, of one denoiser call {one_call / 2**20:.0f} MiB"
-    )
-    print(f"step's peak {peak / 2**20:.0f} MiB: {peak / limit:.3f} x (one call + latents) (aim <= 1.05)")
-    del image
+    call = peak_bytes(differentiate(lambda x: predict(x, timesteps).clean, latent))
+    decoding = peak_bytes(differentiate(lambda x: vae.decode(x).sample, latent))
+    whole = peak_bytes(differentiate(mapping, noise))
+    # Kept from call to call: each step's noisy latents, and the gradient that is being gathered for z.
+    latents = given.steps * latent.nbytes + noise.nbytes
+    mib, limit = 2**20, call + latents
+    print(f"peak of a denoiser call and its gradient {call / mib:,.0f} MiB, of a decoding {decoding / mib:,.0f} MiB")
+    print(f"peak of the step {whole / mib:,.0f} MiB: {whole / limit:.3f} x (one call + latents) (aim <= 1.05)")
+    mapping.memory_budget = "unlimited"
+    print(f"peak with all activations kept {peak_bytes(differentiate(mapping, noise)) / mib:,.0f} MiB")
 
 
 if __name__ == "__main__":

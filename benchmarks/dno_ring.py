@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--corner_samples", type=int, default=200)
     parser.add_argument("--corner_steps", type=int, default=1000)
-    parser.add_argument("--gamma", type=float, default=1.0, help="weight of PRNO in Figures 4 and 13")
+    parser.add_argument("--gamma", type=float, default=30.0, help="weight of PRNO in Figures 4 and 13")
     parser.add_argument("--lr", type=float, default=0.01)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()

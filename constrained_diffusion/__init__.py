@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from constrained_diffusion.constraints.classification import ClassProbability
     from constrained_diffusion.denoisers.adapter import Denoiser
     from constrained_diffusion.denoisers.loading import PretrainedDenoiser
+    from constrained_diffusion.denoisers.text_to_image import TextToImage
     from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
     from constrained_diffusion.noise_optimization.mapping import NoiseToSample
     from constrained_diffusion.noise_optimization.module import DirectNoiseOptimization
@@ -26,6 +27,7 @@ _LAZY = {
     "NoiseToSample": "noise_optimization.mapping",
     "PretrainedDenoiser": "denoisers.loading",
     "Sampler": "sampling",
+    "TextToImage": "denoisers.text_to_image",
 }
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "PretrainedDenoiser",
     "Reward",
     "Sampler",
+    "TextToImage",
     "available",
     "get",
     "register",

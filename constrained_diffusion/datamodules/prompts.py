@@ -37,8 +37,6 @@ class PromptsDataModule(LightningDataModule):
 
     Attributes:
         jobs: all of them, in the order of the prompts and, for each prompt, of its seeds.
-        done: keys of the jobs to leave out, the same on every rank. The module fills it in on resume, in its `setup`:
-            `on_predict_start` comes after the loader, and not at all on a rank that has no job left.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -76,14 +74,13 @@ class PromptsDataModule(LightningDataModule):
         if not rows:
             raise ValueError(f"there is no prompt in {prompt_file or 'prompts'}: expected at least one.")
         self.jobs = _jobs(rows)
-        self.done: set[str] = set()
-        self.allow_zero_length_dataloader_with_multiple_devices = True  # where fewer jobs are left than ranks
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # where there are fewer jobs than ranks
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """Return batches of the jobs that are not done, lists of `Job`; each job is on exactly one rank."""
-        left: Any = [job for job in self.jobs if job.key not in self.done]
-        sampler = Shard(len(left)) if self.sharded else None
-        return DataLoader(left, batch_size=self.batch_size, sampler=sampler, collate_fn=as_is)
+        """Return batches of the jobs, lists of `Job`; each job is on exactly one rank unless all ranks see all."""
+        jobs: Any = self.jobs
+        sampler = Shard(len(jobs)) if self.sharded else None
+        return DataLoader(jobs, batch_size=self.batch_size, sampler=sampler, collate_fn=as_is)
 
 
 class _Row(NamedTuple):

@@ -58,6 +58,15 @@ class GradientEstimator(ABC):
         """Evaluate the batch `noise` `(B, ...)` and estimate its gradient."""
 
 
+def check_differentiable(reward: Any, estimator: GradientEstimator) -> None:
+    """Raise TypeError where the estimator needs a gradient that the reward, by its own word, does not have."""
+    if estimator.needs_gradient and not getattr(reward, "differentiable", True):
+        raise TypeError(
+            f"{type(reward).__name__} is not differentiable, and {type(estimator).__name__} needs its gradient; "
+            "choose the estimator Hybrid2, Hybrid1 or ZOSGD."
+        )
+
+
 class Exact(GradientEstimator):
     """Backpropagation through reward and sampler."""
 

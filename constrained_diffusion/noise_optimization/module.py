@@ -15,7 +15,7 @@ from constrained_diffusion.callbacks.noise_callback import NoiseCallback, Optimi
 from constrained_diffusion.datamodules.prompts import Job
 from constrained_diffusion.denoisers.adapter import Denoiser, Prediction
 from constrained_diffusion.denoisers.text_to_image import TextToImage
-from constrained_diffusion.noise_optimization.gradients import Perturbed
+from constrained_diffusion.noise_optimization.gradients import Perturbed, check_differentiable
 from constrained_diffusion.noise_optimization.mapping import NoiseToSample
 from constrained_diffusion.noise_optimization.memory import MemoryBudget, Predict
 from constrained_diffusion.noise_optimization.optimizer import NoiseOptimizer, Run
@@ -61,11 +61,7 @@ class DirectNoiseOptimization(LightningModule):
         self.sampler = sampler or Sampler(steps=50 if prompted else 10, eta=1.0, **own)
         self.mapping = NoiseToSample(self._predictor, model.noise_schedule, self.sampler, self._finish, memory_budget)
         self.optimizer = NoiseOptimizer(self.mapping, self._reward, **settings)
-        if self.optimizer.estimator.needs_gradient and not self.reward.differentiable:
-            raise TypeError(
-                f"{type(self.reward).__name__} is not differentiable, and {type(self.optimizer.estimator).__name__} "
-                "needs its gradient; choose the estimator Hybrid2, Hybrid1 or ZOSGD."
-            )
+        check_differentiable(self.reward, self.optimizer.estimator)
 
     def setup(self, stage: str) -> None:
         estimator, data = self.optimizer.estimator, getattr(self.trainer, "datamodule", None)

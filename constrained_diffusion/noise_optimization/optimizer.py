@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim import Adam, Optimizer
 
 from constrained_diffusion.noise_optimization.concentration import log_bounds, log_probability
-from constrained_diffusion.noise_optimization.gradients import Exact, GradientEstimator, Problem
+from constrained_diffusion.noise_optimization.gradients import Exact, GradientEstimator, Problem, check_differentiable
 from constrained_diffusion.noise_optimization.orders import check_size, draw_orders
 from constrained_diffusion.noise_optimization.record import Record, StopReason
 from constrained_diffusion.noise_optimization.regularizers import PRNO, Regularizer
@@ -83,11 +83,7 @@ class NoiseOptimizer:
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {value}.")
         self.estimator, self.regularizer = estimator or Exact(), regularizer or PRNO()
-        if self.estimator.needs_gradient and not getattr(reward, "differentiable", True):
-            raise TypeError(
-                f"{type(reward).__name__} is not differentiable, and {type(self.estimator).__name__} needs its "
-                "gradient; estimate it with Hybrid2, Hybrid1 or ZOSGD."
-            )
+        check_differentiable(reward, self.estimator)
         self.sample, self.reward, self.steps = sample, reward, steps
         self.optimizer = optimizer or DEFAULT_OPTIMIZER
         self.max_grad_norm, self.k, self.permutations, self.seed = max_grad_norm, k, permutations, seed
@@ -113,7 +109,8 @@ class NoiseOptimizer:
             state: what `state_dict` gave in an interrupted run of the same batch, to go on from.
 
         Raises:
-            ValueError: k does not divide the size of z, the reward's shape is wrong, or it is not finite.
+            ValueError: k does not divide the size of z, there are not as many contexts or keys as rows, the reward's
+                shape is wrong, or it is not finite.
         """
         run = Run(self, noise, context, keys)
         if state is not None:
@@ -138,6 +135,9 @@ class Run:
         check_size(noise[0].numel(), settings.k)
         self.settings, self.context = settings, context
         self.keys = list(keys) if keys is not None else list(range(len(noise)))
+        for name, given in (("context", context), ("keys", self.keys)):
+            if given is not None and len(given) != len(noise):
+                raise ValueError(f"{name} needs one entry per row of the noise, {len(noise)}, but has {len(given)}.")
         self.noise = noise.detach().to(torch.promote_types(noise.dtype, torch.float32)).clone()
         self.optimizer = settings.optimizer([self.noise])
         self.records: list[Record] = []
@@ -229,14 +229,15 @@ class Run:
         self.optimizer.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that `load_state_dict` needs to go on exactly from here; readable with `weights_only=True`."""
-        return {
-            "noise": self.noise,
+        """Return a copy of what `load_state_dict` needs to go on from just here; readable with `weights_only=True`."""
+        state = {
+            "noise": self.noise.detach(),
             "optimizer": self.optimizer.state_dict(),
             "records": [record.state() for record in self.records],
             "evaluations": self.evaluations,
             "seconds": self.seconds,
         }
+        return deepcopy(state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there.

@@ -28,7 +28,7 @@ from constrained_diffusion.randomness import keyed_generator
 
 BLOCK = 32  #: numbers that move together, at most
 BLOCKS = 8192  #: blocks that there must be at least, for one to hold more than a single number
-CHUNK = 1 << 24  #: numbers gathered at a time
+CHUNK = 1 << 20  #: numbers gathered at a time: what a processor's cache holds
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,9 @@ class _Moments(torch.autograd.Function):
         blocks, chunk = _as_blocks(noise, orders)
         linear, symmetric = (gradient / (orders.size // k) for gradient in gradients)
         symmetric = symmetric + symmetric.transpose(2, 3)
-        total = torch.zeros_like(blocks)
+        # What multiplies each block, and what is added to each of its numbers, from the terms of one column alone.
+        factor, offset = torch.zeros_like(blocks[..., 0]), torch.zeros_like(blocks[..., 0])
+        crossed = torch.zeros_like(blocks)
         # Most orders lie inside the bounds, where the gradient is 0: these need no second reading.
         live = ((linear != 0).any(2) | (symmetric != 0).flatten(2).any(2)).any(0).nonzero().squeeze(1)
         for chosen in live.split(chunk):
@@ -156,13 +158,14 @@ class _Moments(torch.autograd.Function):
             places = torch.arange(order.shape[1], device=order.device).expand_as(order)
             column, slot = _divmod(torch.empty_like(order).scatter_(1, order, places), order.shape[1] // k)
             rows = torch.arange(len(chosen), device=order.device)[:, None]
-            total += linear[:, chosen][:, rows, column].sum(1)[..., None]
-            total += symmetric[:, chosen][:, rows, column, column].sum(1)[..., None] * blocks
+            of_order = symmetric[:, chosen]
+            offset += linear[:, chosen][:, rows, column].sum(1)
+            factor += of_order[:, rows, column, column].sum(1)
             for step in range(1, k):
                 other = (column + step) % k
                 partner = order.gather(1, other * (order.shape[1] // k) + slot)
-                weight = symmetric[:, chosen][:, rows, column, other]
-                total += (weight[..., None] * blocks[:, partner]).sum(1)
+                crossed += (of_order[:, rows, column, other][..., None] * blocks[:, partner]).sum(1)
+        total = crossed.addcmul_(factor[..., None], blocks).add_(offset[..., None])
         flat = total.view_as(noise)
         if orders.base is None:
             return flat, None, None

@@ -57,26 +57,16 @@ def test_batches_are_lists_of_jobs_in_order() -> None:
     assert all(isinstance(job, Job) for job in chain(*batches(data)))
 
 
-def test_what_is_done_is_left_out() -> None:
-    data = PromptsDataModule(["a", "b", "c"], seeds=2, batch_size=2)
-    data.done |= {"00000-1", "00002-0", "of another run"}
-    assert [[job.key for job in batch] for batch in batches(data)] == [["00000-0", "00001-0"], ["00001-1", "00002-1"]]
-    data.done |= {job.key for job in data.jobs}
-    assert batches(data) == []
-    assert len(data.jobs) == 6
-
-
 @pytest.mark.parametrize("world", [2, 3, 8])
 def test_each_job_is_on_exactly_one_rank(monkeypatch: pytest.MonkeyPatch, world: int) -> None:
     data = PromptsDataModule(["a", "b", "c"], seeds=2, batch_size=2)
-    data.done = {"00001-0"}
     monkeypatch.setattr(distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(distributed, "get_world_size", lambda: world)
     shares = []
     for rank in range(world):
         monkeypatch.setattr(distributed, "get_rank", lambda rank=rank: rank)
         shares.append(list(chain(*batches(data))))
-    assert sorted(chain(*shares)) == [job for job in data.jobs if job.key != "00001-0"]
+    assert sorted(chain(*shares)) == data.jobs
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
@@ -92,14 +82,11 @@ class Watch(LightningModule):
         return batch
 
 
-@pytest.mark.filterwarnings("ignore:Total length of `DataLoader` across ranks is zero")
-@pytest.mark.parametrize("done", [{"00000-1"}, {"00000-0", "00000-1", "00001-0", "00001-1"}])
-def test_the_trainer_hands_the_jobs_over_as_they_are(tmp_path: Path, done: set[str]) -> None:
+def test_the_trainer_hands_the_jobs_over_as_they_are(tmp_path: Path) -> None:
     module, data = Watch(), PromptsDataModule(["a", "b"], seeds=2, batch_size=2)
-    data.done = done
     quiet = {"logger": False, "enable_progress_bar": False, "default_root_dir": tmp_path}
     Trainer(accelerator="cpu", **quiet).predict(module, datamodule=data, return_predictions=False)
-    assert list(chain(*module.seen)) == [job for job in data.jobs if job.key not in done]
+    assert list(chain(*module.seen)) == data.jobs
     assert all(isinstance(job, Job) for job in chain(*module.seen))
 
 

@@ -70,6 +70,12 @@ def test_histories_have_an_entry_per_evaluation_and_the_start_is_kept() -> None:
     assert stack(records, "noise").shape == (2, *SHAPE)
 
 
+@pytest.mark.parametrize(("name", "given"), [("keys", [1]), ("context", ["a", "b", "c"])])
+def test_there_is_one_key_and_one_context_per_row(name: str, given: Any) -> None:
+    with pytest.raises(ValueError, match=f"{name} needs one entry per row of the noise, 2, but has {len(given)}"):
+        make(lambda z, c=None: z, lambda x, c=None: x.flatten(1).sum(1)).run(start(1, 2), **{name: given})
+
+
 def test_no_steps_return_the_start() -> None:
     noise = start(1, 2)
     for row, record in enumerate(make(steps=0).run(noise)):

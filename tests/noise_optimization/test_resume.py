@@ -155,6 +155,16 @@ def test_a_state_can_be_used_twice() -> None:
     assert len(state["records"][0]["rewards"]) == 1
 
 
+def test_a_state_stays_as_it_was_while_the_run_goes_on() -> None:
+    optimizer = make()
+    run = Run(optimizer, start(1), None, None)
+    run.step()
+    state = run.state_dict()
+    while not run.finished:
+        run.step()
+    assert_same(optimizer.run(start(1), state=state), run.records)
+
+
 def test_a_finished_state_is_finished() -> None:
     run = Run(make(steps=1), start(1), None, None)
     while not run.finished:
