@@ -114,7 +114,7 @@ class DiffusionDataModule(LightningDataModule, ABC):
         return self._in_order(range(self.first_eval_seed, self.first_eval_seed + count), collate_fn=torch.as_tensor)
 
     def _in_order(self, rows: Any, **kwargs: Any) -> DataLoader[Any]:
-        sampler = Shard(len(rows)) if self.sharded else None
+        sampler = Shard(len(rows), self.sharded)
         return DataLoader(rows, batch_size=self.eval_batch_size, sampler=sampler, **kwargs)
 
     def state_dict(self) -> dict[str, Any]:
@@ -127,10 +127,13 @@ class DiffusionDataModule(LightningDataModule, ABC):
 
 
 class Shard(DistributedSampler[int]):
-    """Rows rank, rank + world, ... in order: every row on exactly one rank, none repeated to fill up."""
+    """Rows rank, rank + world, ... in order: every row on exactly one rank, none repeated to fill up.
 
-    def __init__(self, size: int) -> None:
-        on = torch.distributed.is_initialized()
+    With `split` off every rank has all rows; a plain loader would not do, since Lightning splits it by itself.
+    """
+
+    def __init__(self, size: int, split: bool = True) -> None:
+        on = split and torch.distributed.is_initialized()
         world, rank = (torch.distributed.get_world_size(), torch.distributed.get_rank()) if on else (1, 0)
         super().__init__(range(size), num_replicas=world, rank=rank, shuffle=False)  # type: ignore[arg-type]
         self.rows = range(rank, size, world)

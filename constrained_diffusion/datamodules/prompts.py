@@ -79,8 +79,7 @@ class PromptsDataModule(LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Any]:
         """Return batches of the jobs, lists of `Job`; each job is on exactly one rank unless all ranks see all."""
         jobs: Any = self.jobs
-        sampler = Shard(len(jobs)) if self.sharded else None
-        return DataLoader(jobs, batch_size=self.batch_size, sampler=sampler, collate_fn=as_is)
+        return DataLoader(jobs, batch_size=self.batch_size, sampler=Shard(len(jobs), self.sharded), collate_fn=as_is)
 
 
 class _Row(NamedTuple):

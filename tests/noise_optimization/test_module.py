@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import runpy
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from constrained_diffusion.callbacks import NoiseCallback, NoiseProgress, NoiseReport, NoiseResults
+from constrained_diffusion.callbacks.noise_results import read_results
 from constrained_diffusion.datamodules import SeedsDataModule
 from constrained_diffusion.noise_optimization.gradients import Hybrid2
 from constrained_diffusion.noise_optimization.module import DirectNoiseOptimization, as_jobs
@@ -180,3 +185,27 @@ def test_no_weight_is_changed(module: Any, predict: Any) -> None:
 
 def test_jobs_of_seeds_are_named_by_them() -> None:
     assert [job.key for job in as_jobs(torch.tensor([3, 12]))] == ["seed-000003", "seed-000012"]
+
+
+# ---------------------------------------------------------------------------------------------------------------- ranks
+
+
+@pytest.mark.parametrize("shard", ["shard", "samples"])
+def test_two_ranks_find_what_one_finds(tmp_path: Path, shard: str) -> None:
+    program = Path(__file__).with_name("predict_ranks.py")
+    finished = subprocess.run(
+        [sys.executable, str(program), str(tmp_path / "two"), shard],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,  # on a busy machine; it needs seconds
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    runpy.run_path(str(program))["predict"](tmp_path / "one", False, 1)
+    alone, together = read_results(tmp_path / "one"), read_results(tmp_path / "two")
+    assert [row["key"] for row in together] == [f"seed-{i:06d}" for i in range(4)]
+    for ours, theirs in zip(together, alone, strict=True):
+        assert ours["rewards"] == pytest.approx(theirs["rewards"], abs=1e-5)
+        assert ours["rewards"][-1] > ours["rewards"][0]
+    assert len(list((tmp_path / "two").glob("results*.jsonl"))) == (1 if shard == "shard" else 2)
