@@ -91,8 +91,9 @@ def draw_orders(size: int, k: int, count: int, key: tuple[int, ...], block: int 
         raise ValueError(f"blocks of {length} numbers do not fill {k} columns of {size} numbers evenly.")
     generator = keyed_generator(*key)
     base = torch.randperm(size, generator=generator) if length > 1 else None
-    orders = [torch.randperm(size // length, generator=generator) for _ in range(count)]
-    blocks = torch.stack(orders) if orders else torch.empty(0, size // length, dtype=torch.long)
+    blocks = torch.empty(count, size // length, dtype=torch.long)
+    for order in blocks:
+        torch.randperm(size // length, generator=generator, out=order)
     return Orders(base, blocks, size)
 
 
@@ -118,26 +119,23 @@ def moments(noise: Tensor, orders: Orders, k: int) -> Moments:
 
 
 class _Moments(torch.autograd.Function):
-    """Reads pairs of columns twice, forward and backward, instead of keeping q copies of the noise.
-
-    What involves one column alone (means, squares) needs the sums of each block only.
-    """
+    """Reads the blocks in each order twice, forward and backward, instead of keeping q copies of the noise."""
 
     @staticmethod
     def forward(ctx: Any, noise: Tensor, orders: Orders, k: int) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(noise)
         ctx.orders, ctx.k = orders, k
         blocks, chunk = _as_blocks(noise, orders)
-        per_block = torch.stack([blocks.sum(2), blocks.square().sum(2)], 1)
+        sums = torch.stack([blocks.sum(2), blocks.square().sum(2)], 1)
         means, seconds = [], []
         for order in orders.blocks.split(chunk):
-            columns = order.view(len(order), k, order.shape[1] // k)
-            sums, squares = per_block[:, :, columns].sum(4).unbind(1)
-            second = squares.diag_embed()
+            mean, square = _take(sums, 2, order).unflatten(3, (k, -1)).sum(4).unbind(1)
+            second = square.diag_embed()
+            columns = _take(blocks, 1, order).unflatten(2, (k, -1)).flatten(3).unbind(2)
             for i in range(k):
                 for j in range(i + 1, k):
-                    second[..., i, j] = second[..., j, i] = _dot(blocks, columns[:, i], columns[:, j])
-            means.append(sums)
+                    second[..., i, j] = second[..., j, i] = (columns[i] * columns[j]).sum(2)
+            means.append(mean)
             seconds.append(second)
         m = orders.size // k
         return torch.cat(means, 1) / m, torch.cat(seconds, 1) / m
@@ -146,39 +144,37 @@ class _Moments(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (noise,), orders, k = ctx.saved_tensors, ctx.orders, ctx.k
         blocks, chunk = _as_blocks(noise, orders)
+        slots = blocks.shape[1] // k
         linear, symmetric = (gradient / (orders.size // k) for gradient in gradients)
         symmetric = symmetric + symmetric.transpose(2, 3)
-        # What multiplies each block, and what is added to each of its numbers, from the terms of one column alone.
-        factor, offset = torch.zeros_like(blocks[..., 0]), torch.zeros_like(blocks[..., 0])
-        crossed = torch.zeros_like(blocks)
+        # The terms of one column alone add a number to each block, or multiply it.
+        offset, factor, crossed = (torch.zeros_like(x) for x in (blocks[..., 0], blocks[..., 0], blocks))
         # Most orders lie inside the bounds, where the gradient is 0: these need no second reading.
         live = ((linear != 0).any(2) | (symmetric != 0).flatten(2).any(2)).any(0).nonzero().squeeze(1)
         for chosen in live.split(chunk):
-            order = orders.blocks[chosen]
-            places = torch.arange(order.shape[1], device=order.device).expand_as(order)
-            column, slot = _divmod(torch.empty_like(order).scatter_(1, order, places), order.shape[1] // k)
-            rows = torch.arange(len(chosen), device=order.device)[:, None]
-            of_order = symmetric[:, chosen]
-            offset += linear[:, chosen][:, rows, column].sum(1)
-            factor += of_order[:, rows, column, column].sum(1)
-            for step in range(1, k):
-                other = (column + step) % k
-                partner = order.gather(1, other * (order.shape[1] // k) + slot)
-                crossed += (of_order[:, rows, column, other][..., None] * blocks[:, partner]).sum(1)
-        total = crossed.addcmul_(factor[..., None], blocks).add_(offset[..., None])
-        flat = total.view_as(noise)
+            order, of_order = orders.blocks[chosen], symmetric[:, chosen]
+            offset += _put(linear[:, chosen], order).sum(1)
+            factor += _put(of_order.diagonal(dim1=2, dim2=3), order).sum(1)
+            for step in range(1, k):  # each block with the one that stands `step` columns further in its row
+                partner = torch.empty_like(order).scatter_(1, order, order.roll(-step * slots, 1))
+                weight = of_order.roll(-step, 3).diagonal(dim1=2, dim2=3)
+                for index, w in enumerate(_put(weight, order).unbind(1)):
+                    crossed.addcmul_(w[..., None], blocks.index_select(1, partner[index]))
+        flat = crossed.addcmul_(factor[..., None], blocks).add_(offset[..., None]).view_as(noise)
         if orders.base is None:
             return flat, None, None
         return torch.empty_like(flat).index_copy_(1, orders.base, flat), None, None
 
 
-def _dot(blocks: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """Sum the products of blocks `left` and `right` `(c, R / k)`: `(B, c)`."""
-    return (blocks[:, left] * blocks[:, right]).flatten(2).sum(2)
+def _take(values: Tensor, dim: int, order: Tensor) -> Tensor:
+    """Return `values` with its blocks, along `dim`, in each of the orders `(c, R)`."""
+    return values.index_select(dim, order.flatten()).unflatten(dim, order.shape)
 
 
-def _divmod(values: Tensor, by: int) -> tuple[Tensor, Tensor]:
-    return torch.div(values, by, rounding_mode="floor"), values % by
+def _put(values: Tensor, order: Tensor) -> Tensor:
+    """Return, for each block, the value of the column in which each order puts it: `(B, c, k)` -> `(B, c, R)`."""
+    spread = values.repeat_interleave(order.shape[1] // values.shape[2], 2)
+    return torch.empty_like(spread).scatter_(2, order.expand_as(spread), spread)
 
 
 def _as_blocks(noise: Tensor, orders: Orders) -> tuple[Tensor, int]:
