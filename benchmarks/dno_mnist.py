@@ -1,8 +1,7 @@
-"""Noise optimisation on the zoo's digits: what PRNO keeps, black boxes, baselines at equal calls, batches.
+"""Noise optimisation on the zoo's digits: black boxes, baselines at equal calls, batches.
 
-    python benchmarks/dno_mnist.py prno|blackbox|baselines|throughput [--n N] [--json file]
+    python benchmarks/dno_mnist.py blackbox|baselines|throughput [--n N] [--json file]
 
-- prno: brightness with and without PRNO; at the highest mean reward that both reach, do digits keep their class?
 - blackbox: JPEG size and class log-odds as black boxes: ZO-SGD, Hybrid-1 and Hybrid-2 with q = 16, 8, 4, and at equal
   numbers of evaluations.
 - baselines: best-of-N and loss guidance at the denoiser calls of noise optimisation.
@@ -18,7 +17,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 from typing import Any
 
 import torch
@@ -26,10 +25,12 @@ from torch import Tensor
 
 from constrained_diffusion import PretrainedDenoiser
 from constrained_diffusion.constraints import PretrainedClassifier
+from constrained_diffusion.denoisers.adapter import Denoiser, Prediction
 from constrained_diffusion.noise_optimization.baselines import best_of_n, loss_guided
 from constrained_diffusion.noise_optimization.gradients import ZOSGD, GradientEstimator, Hybrid1, Hybrid2
 from constrained_diffusion.noise_optimization.mapping import NoiseToSample
-from constrained_diffusion.noise_optimization.optimizer import NoiseOptimizer, Run
+from constrained_diffusion.noise_optimization.memory import Predict
+from constrained_diffusion.noise_optimization.optimizer import NoiseOptimizer
 from constrained_diffusion.noise_optimization.regularizers import PRNO, Regularizer, Unregularized
 from constrained_diffusion.rewards import Brightness, Ink, JPEGCompressibility, LogOdds
 from constrained_diffusion.sampling import Sampler, ddim, seeded_noise
@@ -38,20 +39,24 @@ SAMPLER = Sampler(steps=10, eta=1.0)
 
 
 class Digits:
-    """The zoo's denoiser as a map from noise to digits, in bf16, and the judge; counts denoiser calls per row."""
+    """A denoiser, the zoo's by default, as a map from noise to digits, in bf16, and the judge."""
 
-    def __init__(self, sampler: Sampler = SAMPLER) -> None:
-        self.denoiser = PretrainedDenoiser("mnist_denoiser").requires_grad_(False).eval()
+    def __init__(self, sampler: Sampler = SAMPLER, denoiser: Denoiser | None = None) -> None:
+        self.denoiser = (denoiser or PretrainedDenoiser("mnist_denoiser")).requires_grad_(False).eval()
         self.judge = PretrainedClassifier("mnist_judge").requires_grad_(False).eval()
-        self.sampler, self.calls = sampler, 0.0
+        self.sampler = sampler
         self.mapping = NoiseToSample(
-            lambda _: self.predict, self.denoiser.noise_schedule, sampler, self.finish, memory_budget="unlimited"
+            self.predictor, self.denoiser.noise_schedule, sampler, self.finish, memory_budget="unlimited"
         )
 
-    def predict(self, noisy: Tensor, timesteps: Tensor) -> Any:
-        self.calls += len(noisy)
+    def predictor(self, labels: list[int | None]) -> Predict:
+        """Return the prediction for rows of these classes; None for a denoiser that knows no classes."""
+        known = [label for label in labels if label is not None]
+        return partial(self.predict, condition=torch.tensor(known) if known else None)
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, condition: Tensor | None = None) -> Prediction:
         with torch.autocast("cpu", torch.bfloat16):
-            return self.denoiser.predict(noisy, timesteps)
+            return self.denoiser.predict(noisy, timesteps, condition)
 
     def finish(self, sample: Tensor) -> Tensor:
         normalizer = self.denoiser.normalizer
@@ -66,46 +71,6 @@ class Digits:
         """Return the judge's class and its confidence."""
         confidence, label = self.judge(clean).softmax(1).max(1)
         return label, confidence
-
-
-def interval(differences: list[float]) -> tuple[float, float, float]:
-    """Return the mean of paired differences and its 95 % interval (normal)."""
-    mean, n = fmean(differences), len(differences)
-    spread = 1.96 * math.sqrt(sum((d - mean) ** 2 for d in differences) / (n - 1) / n)
-    return mean, mean - spread, mean + spread
-
-
-def prno(given: argparse.Namespace) -> dict[str, Any]:
-    """Compare at the highest mean reward that both reach."""
-    n, steps = given.n or 128, given.steps or 60
-    digits = Digits()
-    start, _ = digits.classes(torch.cat([digits.mapping(digits.noise(range(i, i + 32))) for i in range(0, n, 32)]))
-    ways: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
-    for name, regularizer in (("none", Unregularized()), ("PRNO", PRNO(given.gamma))):
-        rewards, kept, log_p = [], [], []
-        for first in range(0, n, 32):
-            seeds = range(first, min(first + 32, n))
-            optimizer = NoiseOptimizer(digits.mapping, Brightness(), steps=steps, regularizer=regularizer)
-            run, same = Run(optimizer, digits.noise(seeds), None, list(seeds)), []
-            while not run.finished:
-                clean = torch.stack(list(run.step().values()))
-                same.append(digits.classes(clean)[0] == start[first : first + len(seeds)])
-            rewards.append(torch.tensor([record.rewards for record in run.records]))
-            log_p.append(torch.tensor([record.log_probabilities for record in run.records]))
-            kept.append(torch.stack(same, 1))
-        ways[name] = torch.cat(rewards), torch.cat(kept).float(), torch.cat(log_p)
-    level = min(float(ways[name][0].mean(0).max()) for name in ways)
-    print(f"brightness, DDIM 10 steps, eta 1, n = {n}, {steps} steps, gamma {given.gamma:g}; both reach {level:.4f}")
-    print("| regulariser | step | mean reward | same class | median P(z) |\n|---|---|---|---|---|")
-    at: dict[str, Tensor] = {}
-    for name, (reward, kept, log_p) in ways.items():
-        step = int((reward.mean(0) >= level - 1e-9).nonzero()[0])
-        at[name] = kept[:, step]
-        typical = math.exp(median(log_p[:, step].tolist()))
-        print(f"| {name} | {step} | {reward.mean(0)[step]:.4f} | {kept[:, step].mean():.1%} | {typical:.2g} |")
-    mean, low, high = interval((at["PRNO"] - at["none"]).tolist())
-    print(f"difference {100 * mean:.1f} points, 95 % interval [{100 * low:.1f}, {100 * high:.1f}] (aim >= 10, above 0)")
-    return {"level": level, "difference": mean, "low": low, "high": high}
 
 
 def _optimise(
@@ -210,7 +175,7 @@ def throughput(given: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     """Run one comparison."""
-    parts = {"prno": prno, "blackbox": blackbox, "baselines": baselines, "throughput": throughput}
+    parts = {"blackbox": blackbox, "baselines": baselines, "throughput": throughput}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=parts)
     parser.add_argument("--n", type=int, help="samples")

@@ -31,6 +31,7 @@ from constrained_diffusion.callbacks import (
     NoiseResults,
     Report,
     Results,
+    SameFolder,
     SampleGrid,
     SampleWriter,
 )
@@ -40,6 +41,7 @@ from constrained_diffusion.fine_tuning.schedules import WarmupStableDecay
 from constrained_diffusion.noise_optimization import gradients, regularizers
 from constrained_diffusion.noise_optimization.module import DirectNoiseOptimization
 from constrained_diffusion.supervised import Supervised
+from constrained_diffusion.termination import before_termination
 
 # Imported so that configs can name their classes without a path.
 IMPORTED = (
@@ -73,7 +75,8 @@ MISTAKES = (ArgumentError, MisconfigurationException, ValueError, TypeError, Fil
 class ConstrainedCLI(LightningCLI):
     """LightningCLI with a run folder, the run's callbacks, and `--ckpt_path last`."""
 
-    run_folder: Path
+    run_folder: Path  #: on ranks other than the first a stand-in, until `SameFolder` tells the Trainer
+    made: Path | None = None  #: the folder that this command made, which it withdraws if the run never begins
     config_name: str = "run"
     training: bool = False  #: whether this command's training has begun; what goes wrong then is no mistake in a config
 
@@ -99,17 +102,18 @@ class ConstrainedCLI(LightningCLI):
         root = Path(trainer.default_root_dir or os.environ.get("CONSTRAINED_DIFFUSION_RUNS", "runs"))
         given = config.ckpt_path
         if self._optimizes_noise:
-            interrupted = runs.unfinished_run(self.config_name, self.config_text, root)
-            self.run_folder = interrupted or runs.new_run(self.config_name, root)
+            earlier = runs.unfinished_run(self.config_name, self.config_text, root)
         elif given in LATEST[self.config.subcommand]:
-            self.run_folder = runs.latest_run(self.config_name, root)
+            earlier = runs.latest_run(self.config_name, root)
             find = runs.last_checkpoint if given == "last" else runs.best_checkpoint
-            checkpoint = find(self.run_folder)
+            checkpoint = find(earlier)
             runs.check_checkpoint(str(checkpoint))
             config.ckpt_path = str(checkpoint)
         else:
-            its_run = None if fit or given is None else runs.run_of(Path(given))
-            self.run_folder = its_run or runs.new_run(self.config_name, root)
+            earlier = None if fit or given is None else runs.run_of(Path(given))
+        if earlier is None and runs.first_rank():
+            earlier = ConstrainedCLI.made = runs.new_run(self.config_name, root)
+        self.run_folder = earlier or (root / self.config_name).absolute()
         if not fit:
             warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint")  # the fit's own
         trainer.default_root_dir = str(self.run_folder)
@@ -145,7 +149,15 @@ class ConstrainedCLI(LightningCLI):
             on_train_epoch_start=self._begin, on_test_start=self._begin, on_predict_start=self._begin
         )
         self.trainer_defaults["callbacks"] = [*(c for c in callbacks if type(c) not in given), begin]
-        return super().instantiate_trainer(**kwargs)
+        first = runs.first_rank()  # before the Trainer knows better
+        trainer = super().instantiate_trainer(**kwargs)
+        if trainer.global_rank == 0 and not first:
+            raise ValueError(
+                "RANK, LOCAL_RANK, SLURM_PROCID or NODE_RANK in the environment says that this is not the first rank, "
+                "but for the Trainer it is; start it by torchrun or srun on all ranks, or unset these variables."
+            )
+        trainer.callbacks.insert(0, SameFolder())  # type: ignore[attr-defined]  # before the config's own callbacks
+        return trainer
 
     def _begin(self, trainer: Trainer, model: LightningModule) -> None:
         """Note, once, that everything has been checked, so that this run is worth keeping."""
@@ -179,22 +191,24 @@ def main(args: list[str] | None = None) -> None:
     """
     argv = list(sys.argv[1:] if args is None else args)
     _hush()
-    launched = "LOCAL_RANK" in os.environ  # by Lightning, as one of the ranks of a command, which share a run
-    if not launched:
-        os.environ.pop(runs.RUN, None)
-    ConstrainedCLI.training = False
-    try:
-        _run(argv)
-    except DivergedError as error:
-        sys.exit(_say(str(error), 1))
-    except MISTAKES as error:
-        surprising = ConstrainedCLI.training and isinstance(error, (ValueError, TypeError))
-        if surprising or os.environ.get("CONSTRAINED_DIFFUSION_DEBUG"):
-            raise
-        sys.exit(_say(mistakes.sentence(str(error)), 2))
-    finally:
-        if not launched:
-            runs.withdraw()
+    ConstrainedCLI.training, ConstrainedCLI.made = False, None
+    with before_termination(_withdraw):
+        try:
+            _run(argv)
+        except DivergedError as error:
+            sys.exit(_say(str(error), 1))
+        except MISTAKES as error:
+            surprising = ConstrainedCLI.training and isinstance(error, (ValueError, TypeError))
+            if surprising or os.environ.get("CONSTRAINED_DIFFUSION_DEBUG"):
+                raise
+            sys.exit(_say(mistakes.sentence(str(error)), 2))
+        finally:
+            _withdraw()
+
+
+def _withdraw() -> None:
+    if ConstrainedCLI.made is not None:
+        runs.withdraw(ConstrainedCLI.made)
 
 
 def _hush() -> None:

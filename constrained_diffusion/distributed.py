@@ -1,6 +1,8 @@
-"""The one reduction that a training step needs."""
+"""What ranks tell each other beyond gradients and metrics."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,3 +14,12 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
         torch.distributed.all_reduce(total)
     return total
+
+
+def gather_from_ranks(part: Any) -> list[Any]:
+    """Return what each rank gave, in the order of ranks; parts may differ in size, so they are pickled."""
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return [part]
+    parts: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(parts, part)
+    return parts

@@ -8,8 +8,8 @@ import shutil
 from pathlib import Path
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 
-RUN = "CONSTRAINED_DIFFUSION_RUN"  # set for the processes of one run, so that all ranks share a folder
 CONFIG = "config.yaml"  # written when a run begins; a folder without it holds no results yet
 
 
@@ -42,10 +42,19 @@ def config_name(file: Path) -> str:
     return name.with_suffix("").as_posix()
 
 
+def first_rank() -> bool:
+    """Return whether this process is the first rank of its command, as far as its launcher's variables tell.
+
+    For decisions before there is a process group. A launcher that Lightning does not know from its environment makes
+    every rank the first; what they then decide must be mended later (`SameFolder`, `withdraw`).
+    """
+    # NODE_RANK: Lightning's own launcher, started once per node, gives the first process of a node no other number.
+    rank: int = rank_zero_only.rank  # type: ignore[attr-defined]  # Lightning reads it from the environment
+    return rank == 0 and os.environ.get("NODE_RANK", "0") == "0"
+
+
 def new_run(config: str, root: Path) -> Path:
-    """Make the next numbered folder of `config` below `root`; rank-safe through `RUN`."""
-    if RUN in os.environ:
-        return Path(os.environ[RUN])
+    """Make the next numbered folder of `config` below `root`; on several ranks, for the first one alone."""
     folder = root / config
     folder.mkdir(parents=True, exist_ok=True)
     number = max((int(p.name) for p in folder.iterdir() if p.name.isdigit()), default=0)
@@ -56,9 +65,7 @@ def new_run(config: str, root: Path) -> Path:
             run.mkdir()  # fails where another process was faster
         except FileExistsError:
             continue
-        break
-    os.environ[RUN] = str(run.absolute())
-    return run.absolute()
+        return run.absolute()
 
 
 def unfinished_run(config: str, text: str, root: Path) -> Path | None:
@@ -67,12 +74,11 @@ def unfinished_run(config: str, text: str, root: Path) -> Path | None:
     For commands that mark their end by a file `finished`.
     """
     link = root / config / "latest"
-    if RUN in os.environ or not link.exists():
+    if not link.exists():
         return None
     run = link.resolve()
     if (run / "finished").exists() or not (run / CONFIG).is_file() or (run / CONFIG).read_text() != text:
         return None
-    os.environ[RUN] = str(run)
     return run
 
 
@@ -85,14 +91,13 @@ def begin(run: Path, config: str, latest: bool = True) -> None:
         _link(run.parent / "latest", run.name)
 
 
-def withdraw() -> None:
-    """Remove the folder that `new_run` made for this command, unless the run has begun; forget it in any case."""
-    name = os.environ.pop(RUN, None)
-    if name is None or not Path(name).is_dir() or (Path(name) / CONFIG).exists():
+def withdraw(run: Path) -> None:
+    """Remove the folder that `new_run` made, unless the run has begun."""
+    if not run.is_dir() or (run / CONFIG).exists():
         return
-    shutil.rmtree(name)
+    shutil.rmtree(run, ignore_errors=True)  # a termination may withdraw it at the same moment
     with contextlib.suppress(OSError):  # other runs of this config are there
-        Path(name).parent.rmdir()
+        run.parent.rmdir()
 
 
 def latest_run(config: str, root: Path) -> Path:

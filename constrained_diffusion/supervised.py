@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import MeanMetric, Metric, MetricCollection
 
 from constrained_diffusion.constraints.classifiers import save_classifier
 from constrained_diffusion.datamodules.batch import Batch
@@ -52,6 +52,7 @@ class Supervised(LightningModule):
         self.network, self.loss, self.augment = network, loss or nn.CrossEntropyLoss(), augment
         collection = MetricCollection(dict(metrics or {}))
         self.val_metrics, self.test_metrics = collection.clone(prefix="val/"), collection.clone(prefix="test/")
+        self.losses = nn.ModuleDict({"val": MeanMetric(), "test": MeanMetric()})
         self.seed, self.optimizer, self.lr_scheduler = seed, optimizer, lr_scheduler
         self.batches_seen, self.seconds = 0, 0.0
 
@@ -85,7 +86,10 @@ class Supervised(LightningModule):
         condition = _condition(batch)
         output = self(batch.clean)
         loss = self.loss(output, condition)
-        self.log(f"{stage}/loss", loss, batch_size=len(output), sync_dist=True, add_dataloader_idx=False)
+        # A metric, because `log(sync_dist=True)` cuts the mean number of rows per rank to an integer.
+        mean = cast(MeanMetric, self.losses[stage])
+        mean.update(loss, len(output))
+        self.log(f"{stage}/loss", mean, batch_size=len(output), add_dataloader_idx=False)
         metrics.update(output, condition)
         self.log_dict(metrics, prog_bar=True, batch_size=len(output), add_dataloader_idx=False)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from constrained_diffusion import cli, objectives, runs
 from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
 
 SHIPPED = sorted(path.relative_to(runs.shipped_configs()).as_posix() for path in runs.shipped_configs().rglob("*.yaml"))
+OVERLAYS = [name for name in SHIPPED if name.startswith("cluster/")]
 LABEL = "--model.init_args.constraints.init_args.label"
 
 
@@ -277,38 +277,13 @@ def test_recompute_is_a_flag_of_its_own(refused: Callable[..., str], monkeypatch
     assert "--recompute is for models that draw samples" in said
 
 
-def printed_config(words: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
-    with pytest.raises(SystemExit) as stop:
-        cli.main([*words, "--print_config"])
-    assert stop.value.code == 0
-    config: dict[str, Any] = yaml.safe_load(capsys.readouterr().out)
-    return config
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_an_overlay_alone_is_refused(refused: Callable[..., str], name: str) -> None:
+    assert "model" in refused("fit", "--config", name)
 
 
-def class_paths(config: Any) -> list[str]:
-    if isinstance(config, dict):
-        return [
-            path for key, value in config.items() for path in ([value] if key == "class_path" else class_paths(value))
-        ]
-    return [path for value in config for path in class_paths(value)] if isinstance(config, list) else []
-
-
-@pytest.mark.parametrize("name", SHIPPED)
-def test_every_shipped_config_is_understood(name: str, capsys: pytest.CaptureFixture[str], place: Path) -> None:
-    config = printed_config(["fit", "--config", name], capsys)
-    for path in class_paths(config):
-        module, _, cls = path.rpartition(".")
-        assert isinstance(getattr(import_module(module), cls), type), path
-    assert isinstance(config["seed_everything"], int)
-    assert not isinstance(config["seed_everything"], bool)
-
-
-@pytest.mark.parametrize("word", ["mnist.yaml", "mnist", "--config=mnist.yaml"])
-def test_a_shipped_config_is_found_from_anywhere_and_one_word_changes_it(
-    word: str, capsys: pytest.CaptureFixture[str], place: Path
+def test_a_rank_that_the_trainer_does_not_know_is_refused(
+    refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = [word] if word.startswith("--") else ["--config", word]
-    config = printed_config(["fit", *words, f"{LABEL}=7", "--trainer.callbacks.stop_below=0.5"], capsys)
-    assert config["model"]["init_args"]["constraints"]["init_args"]["label"] == 7
-    assert config["trainer"]["callbacks"][0]["init_args"]["stop_below"] == 0.5
-    assert config["model"]["init_args"]["max_timestep"] == 700  # and nothing else
+    monkeypatch.setattr(runs.rank_zero_only, "rank", 1)  # as Lightning reads it from the environment
+    assert "but for the Trainer it is; start it by torchrun or srun on all ranks" in refused("fit")

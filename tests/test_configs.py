@@ -1,12 +1,80 @@
-"""What the shipped configs promise about their networks."""
+"""Every shipped config is understood, overlays change their own settings alone; what the networks promise."""
 
 from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 
+from constrained_diffusion import cli
 from constrained_diffusion.runs import shipped_configs
+
+SHIPPED = sorted(path.relative_to(shipped_configs()).as_posix() for path in shipped_configs().rglob("*.yaml"))
+OVERLAYS = [name for name in SHIPPED if name.startswith("cluster/")]  # settings of the trainer, for over any config
+WHOLE = [name for name in SHIPPED if name not in OVERLAYS]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def printed_config(words: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*words, "--print_config"])
+    assert stop.value.code == 0
+    config: dict[str, Any] = yaml.safe_load(capsys.readouterr().out)
+    return config
+
+
+def class_paths(config: Any) -> list[str]:
+    if isinstance(config, dict):
+        return [
+            path for key, value in config.items() for path in ([value] if key == "class_path" else class_paths(value))
+        ]
+    return [path for value in config for path in class_paths(value)] if isinstance(config, list) else []
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_every_shipped_config_is_understood(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    config = printed_config(["fit", "--config", name], capsys)
+    for path in class_paths(config):
+        module, _, cls = path.rpartition(".")
+        assert isinstance(getattr(import_module(module), cls), type), path
+    assert isinstance(config["seed_everything"], int)
+    assert not isinstance(config["seed_everything"], bool)
+
+
+@pytest.mark.parametrize("word", ["mnist.yaml", "mnist", "--config=mnist.yaml"])
+def test_a_shipped_config_is_found_from_anywhere_and_one_word_changes_it(
+    word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [word] if word.startswith("--") else ["--config", word]
+    config = printed_config(
+        ["fit", *words, "--model.init_args.constraints.init_args.label=7", "--trainer.callbacks.stop_below=0.5"], capsys
+    )
+    assert config["model"]["init_args"]["constraints"]["init_args"]["label"] == 7
+    assert config["trainer"]["callbacks"][0]["init_args"]["stop_below"] == 0.5
+    assert config["model"]["init_args"]["max_timestep"] == 700  # and nothing else
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+@pytest.mark.parametrize("base", ["mnist.yaml", "dno_mnist.yaml"])
+def test_an_overlay_changes_its_own_settings_and_nothing_else(
+    base: str, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = "predict" if base.startswith("dno") else "fit"
+    alone = printed_config([command, "--config", base], capsys)
+    both = printed_config([command, "--config", base, "--config", name], capsys)
+    overlay = yaml.safe_load((shipped_configs() / name).read_text())
+    assert overlay.keys() == {"trainer"}
+    assert not overlay["trainer"].items() <= alone["trainer"].items()
+    assert both == {**alone, "trainer": {**alone["trainer"], **overlay["trainer"]}}
+    assert cli.ConstrainedCLI.config_name == base.removesuffix(".yaml")
 
 
 def network(name):

@@ -52,6 +52,7 @@ FLOORS = {  # the longest name that fits counts
     "cli": ROOF,
     "mistakes": ROOF,
     "runs": ROOF,
+    "termination": ROOF,
     "zoo.build": ROOF,  # these two are programs, run when weights are made
     "zoo.denoiser": ROOF,
 }

@@ -6,18 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.fabric.utilities.rank_zero import _get_rank
 
 from constrained_diffusion import runs
 
 
 @pytest.fixture(autouse=True)
 def new_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv(runs.RUN, raising=False)
     monkeypatch.chdir(tmp_path)
 
 
-def begun(config: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.delenv(runs.RUN, raising=False)
+def begun(config: str, root: Path) -> Path:
     run = runs.new_run(config, root)
     runs.begin(run, "text")
     return run
@@ -40,13 +39,10 @@ def test_config_names(tmp_path: Path) -> None:
     assert runs.config_name(tmp_path / "deep" / "own.v2.yaml") == "own.v2"
 
 
-def test_runs_are_numbered_and_the_link_shows_the_latest_that_began(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first, second = (begun("a/b", tmp_path, monkeypatch) for _ in range(2))
+def test_runs_are_numbered_and_the_link_shows_the_latest_that_began(tmp_path: Path) -> None:
+    first, second = (begun("a/b", tmp_path) for _ in range(2))
     assert [first, second] == [tmp_path / "a" / "b" / "1", tmp_path / "a" / "b" / "2"]
     assert runs.latest_run("a/b", tmp_path) == second.resolve()
-    monkeypatch.delenv(runs.RUN)
     third = runs.new_run("a/b", tmp_path)
     assert third.name == "3"
     assert runs.latest_run("a/b", tmp_path) == second.resolve()
@@ -70,35 +66,52 @@ def test_a_folder_that_another_process_made_meanwhile_is_left_to_it(
     assert runs.new_run("a", tmp_path).name == "3"
 
 
-def test_the_ranks_of_a_command_share_its_run(tmp_path: Path) -> None:
-    assert runs.new_run("a", tmp_path) == runs.new_run("a", tmp_path)
-    assert [path.name for path in (tmp_path / "a").iterdir()] == ["1"]
+@pytest.mark.parametrize(
+    ("variables", "first"),
+    [
+        ({}, True),
+        ({"RANK": "0", "LOCAL_RANK": "0", "NODE_RANK": "0"}, True),  # torchrun
+        ({"RANK": "2", "LOCAL_RANK": "0"}, False),
+        ({"SLURM_PROCID": "0"}, True),
+        ({"SLURM_PROCID": "1", "SLURM_LOCALID": "0"}, False),
+        ({"LOCAL_RANK": "1", "NODE_RANK": "0"}, False),  # Lightning's own launcher
+        ({"NODE_RANK": "1"}, False),  # and the same on a second node
+    ],
+)
+def test_the_first_rank_is_known_from_the_launcher_s_variables(
+    variables: dict[str, str], first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK", "NODE_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(runs.rank_zero_only, "rank", _get_rank() or 0)  # as when Lightning is imported
+    assert runs.first_rank() is first
 
 
-def test_beginning_keeps_the_config_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = begun("a", tmp_path, monkeypatch)
+def test_beginning_keeps_the_config_that_is_there(tmp_path: Path) -> None:
+    run = begun("a", tmp_path)
     runs.begin(run, "other")
     assert (run / "config.yaml").read_text() == "text"
 
 
-def test_a_run_beside_the_fits_is_not_the_latest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = begun("a", tmp_path, monkeypatch)
-    monkeypatch.delenv(runs.RUN)
+def test_a_run_beside_the_fits_is_not_the_latest(tmp_path: Path) -> None:
+    first = begun("a", tmp_path)
     runs.begin(runs.new_run("a", tmp_path), "text", latest=False)
     assert runs.latest_run("a", tmp_path) == first.resolve()
 
 
-def test_what_did_not_begin_is_withdrawn_and_what_began_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_did_not_begin_is_withdrawn_and_what_began_stays(tmp_path: Path) -> None:
     run = runs.new_run("a", tmp_path)
     (run / "tensorboard").mkdir()
-    runs.withdraw()
+    runs.withdraw(run)
     assert not (tmp_path / "a").exists()
-    runs.withdraw()  # nothing to do
+    runs.withdraw(run)  # nothing to do
 
-    first = begun("a", tmp_path, monkeypatch)
-    runs.withdraw()
+    first = begun("a", tmp_path)
+    runs.withdraw(first)
     second = runs.new_run("a", tmp_path)
-    runs.withdraw()
+    runs.withdraw(second)
     assert first.is_dir()
     assert not second.exists()
 
@@ -120,8 +133,8 @@ def test_checkpoints_of_a_run(tmp_path: Path) -> None:
     assert runs.last_checkpoint(tmp_path) == folder / "last.ckpt"
 
 
-def test_the_run_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = begun("a", tmp_path, monkeypatch)
+def test_the_run_of_a_checkpoint(tmp_path: Path) -> None:
+    run = begun("a", tmp_path)
     assert runs.run_of(run / "checkpoints" / "last.ckpt") == run
     assert runs.run_of(tmp_path / "a" / "latest" / "checkpoints" / "last.ckpt") == run
     assert runs.run_of(run / "other" / "last.ckpt") is None

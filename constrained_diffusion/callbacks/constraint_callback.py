@@ -1,43 +1,72 @@
-"""The base of everything that steers penalty coefficients."""
+"""The base of everything that steers penalty coefficients and multipliers."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
+
+
+class Violations(NamedTuple):
+    """How one optimiser step stands with the constraints, over all ranks and accumulated micro-batches."""
+
+    penalty: Tensor  #: P `(K,)`, mean of relu(g - delta)^2 over the rows below T_phi
+    slack: Tensor  #: S `(K,)`, mean of what the multipliers act on; above 0 where the constraint does not hold
 
 
 class PenalisedModule(Protocol):
     """What a constraint callback needs of a module; `ConstrainedDiffusion` offers it.
 
-    `training_step` must return a dict with `penalty`: P `(K,)`, averaged over all ranks, detached.
+    `training_step` must return a dict with `penalty` P `(K,)`, `slack` S `(K,)`, both averaged over all ranks, and
+    `penalty_rows`, how many rows of all ranks they are averages of; detached.
     """
 
     constraint_names: list[str]
     penalty_coefficient: Tensor  #: buffer `(K,)`, C, multiplies the penalty of the next step
     stop_below: Tensor  #: buffer `(K,)`, tau: the penalty is released in a step whose P is not above it
+    multiplier: Tensor  #: buffer `(K,)`, lambda, multiplies the slack of the next step
+    augmentation: Tensor  #: buffer `(K,)`, the coefficient of the augmented Lagrangian's square
 
 
 class ConstraintCallback(Callback, ABC):
-    """Sees the rank-averaged penalty of every optimiser step and writes the coefficients.
+    """Sees the violations of every optimiser step and writes the coefficients.
 
-    Subclass it and write `update`; the base averages over ranks' and accumulated micro-batches' values, so that every
+    Subclass it and write `update`; the base averages over ranks' and accumulated micro-batches' rows, so that every
     rank decides the same, and calls `update` once per optimiser step.
+
+    A fit that ends while a constraint does not hold says so, and names it.
+
+    Args:
+        smoothing: 0 hands over what a step measured; s > 0 its moving average, s times the one before and 1 - s times
+            the new value.
+
+    Raises:
+        ValueError: smoothing outside [0, 1).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, smoothing: float = 0.0) -> None:
+        if not 0 <= smoothing < 1:
+            raise ValueError(f"smoothing, the weight of the past, must lie in [0, 1), got {smoothing}.")
+        self.smoothing = smoothing
         self.steps = 0  #: optimiser steps seen, in the checkpoint
-        self._penalties: list[Tensor] = []
+        self.violated: list[str] = []  #: names of the constraints that did not hold when the fit ended
+        self._smoothed: Tensor | None = None
+        self._sums: list[Tensor] = []
 
     @abstractmethod
-    def update(self, trainer: Trainer, module: PenalisedModule, penalty: Tensor) -> None:
-        """React to one optimiser step: `penalty` is P `(K,)` of that step.
+    def update(self, trainer: Trainer, module: PenalisedModule, violations: Violations) -> None:
+        """React to one optimiser step.
 
-        Write `module.penalty_coefficient` in place; set `trainer.should_stop` to end the fit.
+        Write `module.penalty_coefficient` or `module.multiplier` in place; set `trainer.should_stop` to end the fit.
         """
+
+    def satisfied(self, module: PenalisedModule, violations: Violations) -> Tensor:
+        """Return which constraints hold, `(K,)` of bool: by default those with P <= tau."""
+        return violations.penalty <= module.stop_below
 
     def start(self, trainer: Trainer, module: PenalisedModule) -> None:
         """Write the coefficients before the first step; after a resume too."""
@@ -53,15 +82,37 @@ class ConstraintCallback(Callback, ABC):
         self.start(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self._penalties.append(outputs["penalty"])
+        values, rows = torch.stack([outputs["penalty"], outputs["slack"]]), outputs["penalty_rows"]
+        self._sums.append(torch.cat([(values * rows).flatten(), rows.reshape(1).to(values)]))
         if trainer.global_step > self.steps:
-            penalty = torch.stack(self._penalties).mean(0)
-            self._penalties.clear()
+            # A mean of means would count the rows of a micro-batch with few of them more.
+            total = torch.stack(self._sums).sum(0)
+            now = (total[:-1] / total[-1].clamp(min=1)).view_as(values)
+            self._sums.clear()
             self.steps = trainer.global_step
-            self.update(trainer, pl_module, penalty)
+            past = now if self._smoothed is None else self._smoothed.to(now)
+            self._smoothed = self.smoothing * past + (1 - self.smoothing) * now
+            self.update(trainer, pl_module, Violations(*self._smoothed.unbind()))
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        if self._smoothed is None:
+            return
+        violations = Violations(*self._smoothed.unbind())
+        names, holds = pl_module.constraint_names, self.satisfied(pl_module, violations).tolist()
+        self.violated = [name for name, held in zip(names, holds, strict=True) if not held]
+        for k, name in enumerate(names):
+            if not holds[k]:
+                rank_zero_info(
+                    f"{type(self).__name__}: infeasible, '{name}' still does not hold after {self.steps} steps (P = "
+                    f"{violations.penalty[k]:.3g}, mean g - delta = {violations.slack[k]:.3g}); {self.advice(k)}."
+                )
+
+    def advice(self, constraint: int) -> str:
+        """Return what may help where constraint number `constraint` does not hold at the end."""
+        return "fit longer, raise its coefficient, or allow more (tolerance)"
 
     def state_dict(self) -> dict[str, Any]:
-        return {"steps": self.steps}
+        return {"steps": self.steps, "smoothed": self._smoothed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.steps = state_dict["steps"]
+        self.steps, self._smoothed = state_dict["steps"], state_dict["smoothed"]

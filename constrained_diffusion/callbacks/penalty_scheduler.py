@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from lightning.pytorch import Trainer
-from torch import Tensor
 
-from constrained_diffusion.callbacks.constraint_callback import ConstraintCallback, PenalisedModule
+from constrained_diffusion.callbacks.constraint_callback import ConstraintCallback, PenalisedModule, Violations
 from constrained_diffusion.fine_tuning.penalty import geometric_growth
 
 
@@ -24,6 +23,7 @@ class PenaltyScheduler(ConstraintCallback):
         when_satisfied: where P <= tau, "release" the penalty for that step, or "stop" the fit.
         scope: "fit" counts i over all optimiser steps; "batch" is Algorithm 1 to the letter: the same rows again with
             fresh noise, i and C starting anew for each batch, left as soon as P <= tau for all constraints.
+        smoothing: of the P that is compared with tau; the release within a step sees that step's own.
 
     Raises:
         ValueError: a setting is out of range.
@@ -38,8 +38,9 @@ class PenaltyScheduler(ConstraintCallback):
         stop_below: float = 0.01,
         when_satisfied: Literal["release", "stop"] = "release",
         scope: Literal["fit", "batch"] = "fit",
+        smoothing: float = 0.0,
     ) -> None:
-        super().__init__()
+        super().__init__(smoothing)
         if growth_factor < 1:
             raise ValueError(
                 f"growth_factor must be at least 1, so that the penalty never weakens; got {growth_factor}."
@@ -69,8 +70,8 @@ class PenaltyScheduler(ConstraintCallback):
         module.stop_below.fill_(self.stop_below)
         self._write(module)
 
-    def update(self, trainer: Trainer, module: PenalisedModule, penalty: Tensor) -> None:
-        satisfied = bool((penalty <= self.stop_below).all())
+    def update(self, trainer: Trainer, module: PenalisedModule, violations: Violations) -> None:
+        satisfied = bool((violations.penalty <= self.stop_below).all())
         self.iteration += 1
         if self.scope == "batch":
             if satisfied or self.iteration >= self.max_iterations:

@@ -45,6 +45,8 @@ class SampleWriter(Callback):
             put_aside(folder)
         trainer.strategy.barrier("samples put aside")
         folder.mkdir(parents=True, exist_ok=True)
+        if not self._samples:  # fewer seeds than ranks
+            return
         samples, seeds = torch.cat(self._samples), torch.cat(self._seeds)
         save_file({"samples": samples, "seeds": seeds}, folder / f"samples-rank{trainer.global_rank}.safetensors")
         if samples.ndim == 4 and samples.shape[1] in (1, 3):

@@ -15,6 +15,7 @@ from torch import Tensor
 from constrained_diffusion.datamodules.base import DiffusionDataModule, TensorRows
 from constrained_diffusion.denoisers.config import denoiser_config
 from constrained_diffusion.denoisers.export import weights_sha256
+from constrained_diffusion.distributed import gather_from_ranks
 from constrained_diffusion.randomness import mix
 from constrained_diffusion.sampling import Sampler
 
@@ -27,7 +28,7 @@ def default_cache() -> Path:
 
 
 class GeneratedDataModule(DiffusionDataModule):
-    """Samples of the model that is being fine-tuned, drawn once before the fit and cached.
+    """Samples of the model that is being fine-tuned, drawn once before the fit, by all ranks together, and cached.
 
     The cache's key holds the weights' hash, the noise schedule and units, the sampler, the seeds, the precision and the
     count, so that another model or setting never meets old samples. The module of the fit must offer `denoiser`,
@@ -94,8 +95,11 @@ class GeneratedDataModule(DiffusionDataModule):
         self._module.check(stage, self.sample_shape)  # Lightning sets up the module only after the data
         trainer, path = self.trainer, self.cache_file()
         assert trainer is not None
-        if trainer.is_global_zero and not path.is_file():
-            _write(path, self._draw())
+        # One rank decides for all: another run may write the file between two ranks' looks at it.
+        if not trainer.strategy.broadcast(path.is_file()):
+            clean = self._draw()
+            if trainer.is_global_zero:
+                _write(path, clean)
         trainer.strategy.barrier("generated samples")
         clean = load_file(path)["clean"]
         train, held_out = clean[: self.samples], clean[self.samples :]
@@ -110,11 +114,19 @@ class GeneratedDataModule(DiffusionDataModule):
         return self._data
 
     def _draw(self) -> Tensor:
-        module, count = self._module, self.samples + self.held_out
-        module.to(self.trainer.strategy.root_device)  # type: ignore[union-attr]
+        module, count, trainer = self._module, self.samples + self.held_out, self.trainer
+        assert trainer is not None
+        module.to(trainer.strategy.root_device)
         batches = torch.arange(self.first_seed, self.first_seed + count).split(self.eval_batch_size)
-        drawn = track(batches, description=f"Drawing {count} samples from the pretrained model")
-        return torch.cat([module.sample(b.tolist(), "raw", self.sampler_settings).float().cpu() for b in drawn])
+        # Ranks take whole batches in turn: the calls that one rank would make, and so the same bits.
+        mine = track(
+            batches[trainer.global_rank :: trainer.world_size],
+            description=f"Drawing {count} samples from the pretrained model",
+            disable=not trainer.is_global_zero,
+        )
+        drawn = [module.sample(b.tolist(), "raw", self.sampler_settings).float().cpu() for b in mine]
+        shares = gather_from_ranks(drawn)
+        return torch.cat([shares[i % len(shares)][i // len(shares)] for i in range(len(batches))])
 
 
 def _write(path: Path, clean: Tensor) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from lightning.pytorch import LightningModule
@@ -20,6 +20,7 @@ from constrained_diffusion.datamodules.batch import Batch
 from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.denoisers.export import export, weights_sha256
 from constrained_diffusion.denoisers.loading import denoiser_config
+from constrained_diffusion.distributed import sum_over_ranks
 from constrained_diffusion.fine_tuning.lora import adapters_off, merge_adapters
 from constrained_diffusion.metrics.evaluation import Evaluation
 from constrained_diffusion.metrics.proportion import ViolationRate
@@ -78,13 +79,20 @@ class EvaluatedDiffusion(LightningModule):
     @property
     def pretrained(self) -> nn.Module:
         """The network with its pretrained weights; with LoRA, the trained one, to be run with its adapters off."""
-        return self._frozen[0].to(self.device) if self._frozen else self.denoiser.network
+        return self._frozen[0] if self._frozen else self.denoiser.network
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        for network in self._frozen:  # hidden from `modules()`, it must follow to a device or dtype all the same
+            network._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     @torch.no_grad()
     def sample(self, seeds: Sequence[int], weights: Weights = "ema", sampler: Sampler | None = None) -> Tensor:
         """Return one sample per seed, `(len(seeds), *shape)` in the data's units; EMA, raw or pretrained weights."""
         sampler, schedule = sampler or self.sampler, self.denoiser.noise_schedule
-        z = seeded_noise(seeds, self.denoiser.sample_shape, sampler, schedule.num_timesteps).to(self.device)
+        z = seeded_noise(seeds, self.denoiser.sample_shape, sampler, schedule.num_timesteps)
+        z = z.to(self.device, self.dtype)  # type: ignore[arg-type]  # Lightning's annotation allows a str as well
         with self._evaluating(weights) as network:
             samples = ddim(lambda x, t: self.denoiser.predict(x, t, network=network), schedule, z, sampler)
         normalizer = self.denoiser.normalizer
@@ -118,23 +126,20 @@ class EvaluatedDiffusion(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self._reset(self.evaluation, self.own_violation)
+        self._held_out, self._held_out_rows = torch.zeros((), device=self.device), 0
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Loader 0: the held-out loss of the EMA weights, with noise fixed per row. Loader 1: seeds to sample from."""
         if dataloader_idx == 0:
-            loss = self.held_out_loss(batch)
-            self.log(
-                "val/diffusion_loss",
-                loss,
-                prog_bar=True,
-                sync_dist=True,
-                batch_size=len(loss_rows(batch)),
-                add_dataloader_idx=False,
-            )
+            self._held_out = self._held_out + self.held_out_loss(batch) * len(batch.clean)
+            self._held_out_rows += len(batch.clean)
         else:
             self._measure(self.sample(batch.tolist()), self.evaluation, self.own_violation)
 
     def on_validation_epoch_end(self) -> None:
+        # Summed here: `log(sync_dist=True)` cuts the mean number of rows per rank to an integer.
+        total, rows = sum_over_ranks(torch.stack([self._held_out, self._held_out.new_tensor(self._held_out_rows)]))
+        self.log("val/diffusion_loss", total / rows, prog_bar=True)
         if len(self.trainer.num_val_batches) < 2:  # the same on every rank, unlike the number of samples drawn
             return
         measured = self._measured(self.evaluation, self.own_violation)

@@ -20,7 +20,7 @@ from constrained_diffusion.fine_tuning.conditioning import condition_on_feasible
 from constrained_diffusion.fine_tuning.evaluated import TRAINING, EvaluatedDiffusion
 from constrained_diffusion.fine_tuning.formulation import formulation as named_formulation
 from constrained_diffusion.fine_tuning.lora import adapters_off, add_adapters
-from constrained_diffusion.fine_tuning.penalty import balance, quadratic_penalty, released, violation
+from constrained_diffusion.fine_tuning.penalty import balance, multiplier_weight, quadratic_penalty, released, violation
 from constrained_diffusion.metrics.evaluation import Evaluation
 from constrained_diffusion.objectives import Constraint, StepRecord
 from constrained_diffusion.randomness import keyed_normal, stratified_timesteps
@@ -34,7 +34,9 @@ class Measured(NamedTuple):
 
     loss: Tensor  #: the penalty part of the loss, scalar, this rank's share, with gradient
     penalty: Tensor  #: P, raw
+    slack: Tensor  #: S, mean of max_j(g_j - delta_j) over the rows below T_phi
     violation_rate: Tensor  #: share of the rows below T_phi with g > tolerance
+    rows: Tensor  #: scalar, how many rows lie below T_phi, over all ranks
 
 
 class ConstrainedDiffusion(EvaluatedDiffusion):
@@ -68,6 +70,8 @@ class ConstrainedDiffusion(EvaluatedDiffusion):
 
     penalty_coefficient: Tensor
     stop_below: Tensor
+    multiplier: Tensor
+    augmentation: Tensor
 
     def __init__(
         self,
@@ -110,6 +114,8 @@ class ConstrainedDiffusion(EvaluatedDiffusion):
         self.snr_gamma, self.lora, self.optimizer, self.lr_scheduler = snr_gamma, lora, optimizer, lr_scheduler
         self.register_buffer("penalty_coefficient", torch.ones(len(given)))
         self.register_buffer("stop_below", torch.zeros(len(given)))
+        self.register_buffer("multiplier", torch.zeros(len(given)))
+        self.register_buffer("augmentation", torch.zeros(len(given)))
         if lora:
             add_adapters(denoiser.network, lora)
         self.ema = copy.deepcopy(denoiser.network).requires_grad_(False).eval()
@@ -141,7 +147,8 @@ class ConstrainedDiffusion(EvaluatedDiffusion):
                     "the formulation 'conditioned_algorithm1' compares noisy samples with the training set and needs "
                     'a DiffusionDataModule; fit with `datamodule=...`, or choose "anchored_algorithm1".'
                 )
-            clean = data.data[0].__getitems__(list(range(min(BANK, len(data.data[0]))))).clean.to(self.device)
+            clean = data.data[0].__getitems__(list(range(min(BANK, len(data.data[0]))))).clean
+            clean = clean.to(self.penalty_coefficient)  # to the device and the precision of the module
             feasible = torch.cat([self.feasible(part) for part in clean.split(256)])
             self._bank = (self.denoiser.normalizer.normalize(clean), feasible)
 
@@ -174,11 +181,14 @@ class ConstrainedDiffusion(EvaluatedDiffusion):
                 None if frozen is None else frozen.noise,
             )
             measured = self.penalty(_rows(record, below), (noise - prediction.noise).square().flatten(1).mean(1))
-            result |= {"loss": loss + measured.loss, "penalty": measured.penalty}
+            result |= {"loss": loss + measured.loss, "penalty": measured.penalty, "slack": measured.slack}
+            result["penalty_rows"] = measured.rows
             for k, name in enumerate(self.constraint_names):
                 logs[f"penalty/{name}"] = measured.penalty[k]
                 logs[f"violation_rate/{name}"] = measured.violation_rate[k]
+                logs[f"slack/{name}"] = measured.slack[k]
                 logs[f"penalty_coefficient/{name}"] = self.penalty_coefficient[k].clone()
+                logs[f"multiplier/{name}"] = self.multiplier[k].clone()
                 self.log_dict(
                     {"P": measured.penalty[k], "violating": measured.violation_rate[k]}, prog_bar=True, logger=False
                 )
@@ -211,25 +221,30 @@ class ConstrainedDiffusion(EvaluatedDiffusion):
         return error.mean() if weight is None else (error * weight).mean()  # over all rows, the others counting zero
 
     def penalty(self, record: StepRecord, noise_error: Tensor) -> Measured:
-        """Return the penalty term sum_k C_k rho_k P_k over the rows of `record` (those with t < T_phi).
+        """Return the penalty term over the rows of `record` (those with t < T_phi).
+
+        It is sum_k C_k rho_k P_k, and what gives the gradient of the multipliers' part, sum_k relu(lambda_k + c_k S_k)
+        S_k with the first factor held fixed; callbacks write C, lambda and c.
 
         Args:
             record: the rows that the constraints see.
             noise_error: `(B,)`, ||eps - eps_theta||^2 / dim of *all* rows: E of Algorithm 1, before the mean.
         """
         with torch.autocast(self.device.type, enabled=False):
-            squared, violating = zip(*[self._judge(c, record) for c in self.constraints], strict=True)
-        sums = torch.stack([s.sum() for s in squared])
-        measured = [torch.stack([v.sum() for v in violating]).float(), noise_error.sum()[None]]
+            squared, excess, violating = zip(*[self._judge(c, record) for c in self.constraints], strict=True)
+        sums, slacks, violations = (torch.stack([rows.sum() for rows in part]) for part in (squared, excess, violating))
         counts = sums.new_tensor([len(record.timesteps), len(noise_error)])
-        totals = sum_over_ranks(torch.cat([sums, *measured, counts]))
-        penalty, rates = totals[: len(sums)] / totals[-2].clamp(min=1), totals[len(sums) : -3] / totals[-2].clamp(min=1)
+        parts = [sums, slacks, violations.to(sums), noise_error.sum()[None].to(sums), counts]
+        *totals, error, seen = sum_over_ranks(torch.cat(parts)).split([len(sums)] * 3 + [1, 2])
+        rows = seen[0].clamp(min=1)
+        penalty, slack, rates = (total / rows for total in totals)
         weight = self.penalty_coefficient * released(penalty, self.stop_below)
         if self.formulation.balanced:
-            weight = weight * balance(totals[-3] / totals[-1], penalty)
+            weight = weight * balance(error / seen[1], penalty)
+        dual = multiplier_weight(self.multiplier, self.augmentation, slack)
         # DDP averages gradients over ranks; ours must be the sum over ranks divided by the global number of rows.
-        loss = (weight * sums).sum() * self.trainer.world_size / totals[-2].clamp(min=1)
-        return Measured(loss, penalty, rates)
+        loss = (weight * sums + dual * slacks).sum() * self.trainer.world_size / rows
+        return Measured(loss, penalty, slack, rates, seen[0])
 
     @torch.no_grad()
     def feasible(self, clean: Tensor) -> Tensor:
@@ -241,11 +256,14 @@ class ConstrainedDiffusion(EvaluatedDiffusion):
                 result = result * (values <= constraint.tolerance).all(1)
         return result
 
-    def _judge(self, constraint: Any, record: StepRecord) -> tuple[Tensor, Tensor]:
-        values = constraint(record if constraint.needs_step_record else record.predicted_clean.float())
-        values = values.reshape(len(record.timesteps), -1)
-        tolerance = constraint.tolerance
-        return quadratic_penalty(values, tolerance).sum(1), (violation(values, tolerance) > 0).any(1)
+    def _judge(self, constraint: Any, record: StepRecord) -> tuple[Tensor, Tensor, Tensor]:
+        clean, tolerance = record.predicted_clean, constraint.tolerance
+        clean = clean.to(torch.promote_types(clean.dtype, torch.float32))
+        if not len(clean):  # one rank's part of a batch may lie above T_phi; not every constraint takes an empty batch
+            return clean.new_zeros(0), clean.new_zeros(0), clean.new_zeros(0, dtype=torch.bool)
+        values = constraint(record if constraint.needs_step_record else clean).reshape(len(clean), -1)
+        excess = (values - tolerance).amax(1)
+        return quadratic_penalty(values, tolerance).sum(1), excess, (violation(values, tolerance) > 0).any(1)
 
     @torch.no_grad()
     def _frozen_prediction(self, noisy: Tensor, timesteps: Tensor, condition: Tensor | None) -> Prediction | None:

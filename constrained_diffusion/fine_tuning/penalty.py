@@ -7,6 +7,8 @@
 | C | `penalty_coefficient` | `(m,)` |
 | P_k = mean relu(g_k - delta_k)^2 | `penalty` | `(m,)` |
 | rho | `balance` | `(m,)` |
+| lambda, c | `multiplier`, `augmentation` | `(m,)` |
+| S_k = mean max_j(g_kj - delta_k) | `slack` | `(m,)` |
 | c, r, n, I | `initial`, `growth_factor`, `every_n_steps`, `max_iterations` | |
 """
 
@@ -44,6 +46,18 @@ def balance(noise_error: Tensor, penalty: Tensor) -> Tensor:
 def released(penalty: Tensor, stop_below: Tensor) -> Tensor:
     """Return 1.0 where the penalty acts and 0.0 where it is released because P <= tau, shape `(m,)`, detached."""
     return (penalty > stop_below).to(penalty.dtype).detach()
+
+
+def multiplier_weight(multiplier: Tensor, augmentation: Tensor, slack: Tensor) -> Tensor:
+    """Return relu(lambda + c S), what multiplies the gradient of S, shape `(m,)`, detached.
+
+    With c = 0 the gradient of the Lagrangian, else that of the augmented Lagrangian's
+    (relu(lambda + c S)^2 - lambda^2) / 2 c (Nocedal and Wright 2006, section 17.4).
+
+    >>> multiplier_weight(torch.tensor([1.0]), torch.tensor([2.0]), torch.tensor([-0.25]))
+    tensor([0.5000])
+    """
+    return torch.relu(multiplier + augmentation * slack).detach()
 
 
 def geometric_growth(initial: float, growth_factor: float, step: int, every_n_steps: int, max_iterations: int) -> float:

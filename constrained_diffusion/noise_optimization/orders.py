@@ -168,7 +168,8 @@ class _Moments(torch.autograd.Function):
 
 def _take(values: Tensor, dim: int, order: Tensor) -> Tensor:
     """Return `values` with its blocks, along `dim`, in each of the orders `(c, R)`."""
-    return values.index_select(dim, order.flatten()).unflatten(dim, order.shape)
+    taken: Tensor = values.index_select(dim, order.flatten()).unflatten(dim, order.shape)
+    return taken
 
 
 def _put(values: Tensor, order: Tensor) -> Tensor:

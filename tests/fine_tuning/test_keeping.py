@@ -25,7 +25,14 @@ def test_a_checkpoint_holds_no_judge_and_no_constraint(trained: Any, tmp_path: P
     _, trainer = trained(constraints=Learnt(), trainer={"max_steps": 1})
     trainer.save_checkpoint(tmp_path / "x.ckpt")
     state = torch.load(tmp_path / "x.ckpt", weights_only=True)["state_dict"]
-    assert {name.split(".")[0] for name in state} == {"denoiser", "ema", "penalty_coefficient", "stop_below"}
+    assert {name.split(".")[0] for name in state} == {
+        "denoiser",
+        "ema",
+        "penalty_coefficient",
+        "stop_below",
+        "multiplier",
+        "augmentation",
+    }
 
 
 def deeper(denoiser: Any) -> Any:

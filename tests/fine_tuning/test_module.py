@@ -161,7 +161,7 @@ def test_the_frozen_copy_is_nowhere(module, fit, tiny_data, tmp_path, tiny_denoi
     trainer.save_checkpoint(tmp_path / "x.ckpt")
     saved = torch.load(tmp_path / "x.ckpt", weights_only=True)["state_dict"]
     networks = {key.split(".")[0] for key in saved}
-    assert networks == {"denoiser", "ema", "penalty_coefficient", "stop_below"}
+    assert networks == {"denoiser", "ema", "penalty_coefficient", "stop_below", "multiplier", "augmentation"}
     for key, value in m.pretrained.state_dict().items():
         assert torch.equal(value, original[key])
     assert not torch.equal(m.denoiser.network.last.weight, m.pretrained.last.weight)

@@ -1,0 +1,218 @@
+"""Run by test_ranks.py as a program, `fit_ranks.py FOLDER`: many small fits on two gloo ranks, one after another."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import warnings
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.multiprocessing
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor, nn
+
+from constrained_diffusion.callbacks import PenaltyScheduler
+from constrained_diffusion.callbacks.constraint_callback import Violations
+from constrained_diffusion.datamodules import DiffusionDataModule, GeneratedDataModule, TensorRows
+from constrained_diffusion.denoisers import Denoiser
+from constrained_diffusion.diffusion import NoiseSchedule
+from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion, _rows
+from constrained_diffusion.objectives import Constraint, StepRecord
+from constrained_diffusion.sampling import Sampler
+
+GLOBAL_BATCH, STEPS, TRAIN = 8, 20, 32
+HELD_OUT, SEEDS = 9, 5  # odd, so that the ranks' shares differ
+ADAM, SGD = partial(torch.optim.Adam, lr=1e-2), partial(torch.optim.SGD, lr=0.01)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One fit; what is not said is the same for all."""
+
+    precision: Literal["64-true", "32-true"] = "64-true"
+    optimizer: Any = ADAM
+    scheduler: dict[str, Any] = field(default_factory=dict)
+    formulation: str = "anchored_algorithm1"
+    accumulate: int = 1
+    max_timestep: int = 60
+    every_other: bool = False  #: the constraints see no row of every second batch
+    generated: bool = False
+    multiplier: float = 0.0
+    augmentation: float = 0.0
+
+
+BATCH = {"scope": "batch", "max_iterations": 3}
+STOP = {"when_satisfied": "stop", "stop_below": 0.03}
+CASES = {
+    "adam": Case(),
+    "adam batch": Case(scheduler=BATCH),
+    "adam accumulated": Case(accumulate=2),
+    "adam batch accumulated": Case(scheduler=BATCH, accumulate=2),
+    "adam conditioned": Case(formulation="conditioned_algorithm1"),
+    "adam generated": Case(generated=True),
+    "adam multiplier": Case(formulation="penalty", multiplier=0.3),
+    "adam augmented": Case(formulation="penalty", multiplier=0.3, augmentation=2.0),
+    "sgd": Case("32-true", SGD),
+    "sgd batch": Case("32-true", SGD, BATCH),
+    "sgd accumulated": Case("32-true", SGD, accumulate=2),
+    "stop": Case(scheduler=STOP, formulation="penalty"),
+    "stop batch": Case(scheduler=BATCH | STOP, formulation="penalty"),
+    "stop accumulated": Case(scheduler=STOP, formulation="penalty", accumulate=2),
+    "few rows": Case(max_timestep=15),
+    "few rows accumulated": Case(max_timestep=15, accumulate=2),
+    "few rows sgd": Case("32-true", SGD, formulation="penalty", max_timestep=15),
+    "no rows in every other batch": Case(every_other=True, accumulate=2, formulation="algorithm1"),
+}
+
+
+class Tiny(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.time, self.first, self.last = nn.Linear(1, 8), nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 1, 3, padding=1)
+
+    def forward(self, noisy: Tensor, timesteps: Tensor) -> Tensor:
+        shift = self.time(timesteps[:, None].to(noisy.dtype) / 100)[..., None, None]
+        output: Tensor = self.last(nn.functional.silu(self.first(noisy) + shift))
+        return output
+
+
+class TooBright(Constraint):
+    def forward(self, clean: Tensor) -> Tensor:
+        return clean.flatten(1).mean(1) - 0.3
+
+
+class BrightRows(Constraint):
+    """Several values per sample, and no word on empty batches: `amax` refuses them."""
+
+    def forward(self, clean: Tensor) -> Tensor:
+        assert len(clean)
+        return clean.flatten(1, 2).amax(2) - 0.7
+
+
+class Data(DiffusionDataModule):
+    def build(self) -> tuple[TensorRows, TensorRows]:
+        images = torch.rand(TRAIN + HELD_OUT, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+        images[::2] *= 0.4
+        return TensorRows(images[:TRAIN]), TensorRows(images[TRAIN:])
+
+
+class Watched(ConstrainedDiffusion):
+    """Notes how many rows the constraints of this rank saw in each batch, and which seeds it drew."""
+
+    def watch(self, every_other: bool) -> None:
+        self.every_other = every_other
+        self.own_rows: list[int] = []
+        self.seeds: dict[str, list[int]] = {"raw": [], "ema": []}
+
+    def penalty(self, record: StepRecord, noise_error: Tensor) -> Any:
+        if self.every_other and self.batches_seen % 2 == 0:
+            record = _rows(record, torch.arange(0))
+        self.own_rows.append(len(record.timesteps))
+        return super().penalty(record, noise_error)
+
+    def sample(self, seeds: Any, weights: Any = "ema", sampler: Sampler | None = None) -> Tensor:
+        self.seeds[weights] += seeds
+        return super().sample(seeds, weights, sampler)
+
+
+class Steering(PenaltyScheduler):
+    """Notes what it decides on."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.steered_by: list[list[float]] = []
+
+    def update(self, trainer: Trainer, module: Any, violations: Violations) -> None:
+        self.steered_by.append(violations.penalty.tolist())
+        super().update(trainer, module, violations)
+
+
+class Watch(Callback):
+    """Notes what each batch saw and what each validation was made of."""
+
+    def __init__(self) -> None:
+        names = ("coefficients", "penalties", "rows", "train_rows", "held_out")
+        self.seen: dict[str, list[Any]] = {name: [] for name in names}
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.seen["coefficients"].append(pl_module.penalty_coefficient.tolist())
+        self.seen["train_rows"].append(batch.rows.tolist())
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.seen["penalties"].append(outputs["penalty"].tolist())
+        self.seen["rows"].append(int(outputs["penalty_rows"]))
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self.seen["held_out"].clear()
+        pl_module.seeds["ema"].clear()
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if dataloader_idx == 0:
+            self.seen["held_out"] += batch.rows.tolist()
+
+
+def fit(case: Case, ranks: int, folder: Path) -> dict[str, Any]:
+    """Return what a fit on so many ranks did and came to; the global batch is the same for any number."""
+    torch.manual_seed(0)
+    schedule = NoiseSchedule(torch.cos(torch.linspace(0.02, 1.5, 100)) ** 2)
+    module = Watched(
+        Denoiser(Tiny(), schedule, sample_shape=(1, 4, 4)), [TooBright(), BrightRows(tolerance=0.05)],
+        case.formulation, max_timestep=case.max_timestep, sampler=Sampler(steps=2), optimizer=case.optimizer,
+    )  # fmt: skip
+    module.watch(case.every_other)
+    module.multiplier.fill_(case.multiplier)
+    module.augmentation.fill_(case.augmentation)
+    loading = {"batch_size": GLOBAL_BATCH // ranks, "eval_batch_size": 2, "val_samples": SEEDS}
+    data: DiffusionDataModule = Data(**loading)
+    if case.generated:
+        sampler = Sampler(steps=2)
+        data = GeneratedDataModule(TRAIN, HELD_OUT, sampler, cache_dir=str(folder / f"{ranks}"), **loading)
+    watch = Watch()
+    steering = Steering(**{"growth_factor": 1.5, "every_n_steps": 2, "stop_below": 0.001, **case.scheduler})
+    trainer = Trainer(
+        accelerator="cpu", devices=ranks, max_steps=STEPS, precision=case.precision, default_root_dir=folder,
+        accumulate_grad_batches=case.accumulate, callbacks=[watch, steering],
+        strategy=DDPStrategy(timeout=timedelta(minutes=4)) if ranks > 1 else "auto",
+        logger=False, enable_progress_bar=False, enable_checkpointing=False, enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )  # fmt: skip
+    trainer.fit(module, datamodule=data)
+    return {
+        "steps": trainer.global_step,
+        "weights": module.denoiser.network.state_dict(),
+        "ema": module.ema.state_dict(),
+        "steered_by": steering.steered_by,
+        "own_rows": module.own_rows,
+        "seeds": module.seeds,
+        "data": data.data[0].clean,
+        "metrics": {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")},
+        **watch.seen,
+    }
+
+
+def rank_main(rank: int, folder: Path, port: int) -> None:
+    """Be one of two ranks, as a launcher would start it."""
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": rank}
+    os.environ.update({name: str(value) for name, value in place.items()})
+    torch.save({name: fit(case, 2, folder) for name, case in CASES.items()}, folder / f"{rank}.pt")
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        free = listener.getsockname()[1]
+    # forked rather than spawned, which would import torch twice more; no thread has been started here
+    torch.multiprocessing.start_processes(  # type: ignore[attr-defined, no-untyped-call]
+        rank_main, (Path(sys.argv[1]), free), nprocs=2, start_method="fork"
+    )
