@@ -53,6 +53,7 @@ class ConstraintCallback(Callback, ABC):
             raise ValueError(f"smoothing, the weight of the past, must lie in [0, 1), got {smoothing}.")
         self.smoothing = smoothing
         self.steps = 0  #: optimiser steps seen, in the checkpoint
+        self.micro_batches = 0  #: how many the last step was made of; the last one of an epoch may have fewer
         self.violated: list[str] = []  #: names of the constraints that did not hold when the fit ended
         self._smoothed: Tensor | None = None
         self._sums: list[Tensor] = []
@@ -88,6 +89,7 @@ class ConstraintCallback(Callback, ABC):
             # A mean of means would count the rows of a micro-batch with few of them more.
             total = torch.stack(self._sums).sum(0)
             now = (total[:-1] / total[-1].clamp(min=1)).view_as(values)
+            self.micro_batches = len(self._sums)
             self._sums.clear()
             self.steps = trainer.global_step
             past = now if self._smoothed is None else self._smoothed.to(now)

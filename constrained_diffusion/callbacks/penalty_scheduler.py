@@ -77,7 +77,7 @@ class PenaltyScheduler(ConstraintCallback):
             if satisfied or self.iteration >= self.max_iterations:
                 self.iteration = 0
             else:
-                self._sampler(trainer).repeat(trainer.accumulate_grad_batches)
+                self._sampler(trainer).repeat(self.micro_batches)
         if satisfied and self.when_satisfied == "stop":
             trainer.should_stop = True
         self._write(module)

@@ -95,6 +95,17 @@ def test_batch_scope_with_accumulation_repeats_the_whole_group(run):
     assert got.rows[0] != got.rows[4]
 
 
+def test_batch_scope_repeats_what_the_short_last_step_of_an_epoch_had(run):
+    """Four batches an epoch, three a step: the second step has one micro-batch alone, and only that comes again."""
+    got = run(
+        PenaltyScheduler(initial=1.0, growth_factor=2.0, max_iterations=5, stop_below=0.0, scope="batch"),
+        accumulate_grad_batches=3,
+        max_epochs=2,
+    )
+    assert got.rows[3] == got.rows[0]
+    assert got.rows[4:7] == got.rows[:3]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
