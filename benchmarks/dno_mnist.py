@@ -32,7 +32,8 @@ from constrained_diffusion.noise_optimization.mapping import NoiseToSample
 from constrained_diffusion.noise_optimization.memory import Predict
 from constrained_diffusion.noise_optimization.optimizer import NoiseOptimizer
 from constrained_diffusion.noise_optimization.regularizers import PRNO, Regularizer, Unregularized
-from constrained_diffusion.rewards import Brightness, Ink, JPEGCompressibility, LogOdds
+from constrained_diffusion.objectives import Reward
+from constrained_diffusion.rewards import Brightness, Ink, JPEGCompressibility, LogOdds, WeightedSum
 from constrained_diffusion.sampling import Sampler, ddim, seeded_noise
 
 SAMPLER = Sampler(steps=10, eta=1.0)
@@ -115,9 +116,13 @@ def blackbox(given: argparse.Namespace) -> dict[str, Any]:
 def baselines(given: argparse.Namespace) -> dict[str, Any]:
     """Compare at equal denoiser calls; a backward pass counts as one more call."""
     n, steps, digits = given.n or 32, given.steps or 20, Digits()
-    reward, target = Ink(target=given.target), given.target
+    reward: Reward = Ink(target=given.target)
+    words = f"-(mean pixel - {given.target})^2"
+    if given.odds is not None:
+        odds = LogOdds(PretrainedClassifier("mnist_classifier"), given.odds)
+        reward, words = WeightedSum([odds, reward], [1.0, 400.0]), f"log-odds of {given.odds} + 400 ({words})"
     seeds, found = range(n), {}
-    print(f"ink target {target}: reward -(mean pixel - {target})^2, {n} samples, DDIM 10 steps")
+    print(f"reward {words}, {n} samples, DDIM 10 steps")
     print("| method | denoiser calls a sample | mean reward | still a digit (confidence > 0.5) |\n|---|---|---|---|")
 
     def report(name: str, clean: Tensor, calls: float) -> None:
@@ -182,6 +187,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int)
     parser.add_argument("--gamma", type=float, default=1.0, help="weight of PRNO")
     parser.add_argument("--target", type=float, default=0.25, help="mean pixel that `baselines` aims at")
+    parser.add_argument("--odds", type=int, help="class whose log-odds `baselines` adds, by the training classifier")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     found = parts[given.part](given)
