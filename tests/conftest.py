@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -128,6 +132,25 @@ data:
     predict_samples: 4
     sampler: {steps: 2}
 """
+
+
+@pytest.fixture(scope="session")
+def run_program() -> Any:
+    """`run_program(file, *arguments)`: run a program of a test, which may fork ranks, and return what it prints."""
+
+    def run(program: Path, *arguments: Any) -> str:
+        finished = subprocess.run(
+            [sys.executable, str(program), *map(str, arguments)],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,  # on a busy machine; it needs seconds
+            check=False,
+        )
+        assert finished.returncode == 0, finished.stderr
+        return finished.stdout
+
+    return run
 
 
 @pytest.fixture(scope="session")

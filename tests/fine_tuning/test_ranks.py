@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +18,10 @@ Found = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def every_pair(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Found]]:
+def every_pair(tmp_path_factory: pytest.TempPathFactory, run_program: Any) -> list[dict[str, Found]]:
     """What rank 0 and rank 1 found in all cases: one program for all, since its imports take longer than the fits."""
     folder = tmp_path_factory.mktemp("two")
-    finished = subprocess.run(
-        [sys.executable, str(PROGRAM), str(folder)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,  # on a busy machine; it needs seconds
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr
+    run_program(PROGRAM, folder)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 

@@ -2,9 +2,6 @@
 
 import copy
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +9,6 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-import constrained_diffusion
 from constrained_diffusion import zoo
 from constrained_diffusion.metrics.classes import ClassEvaluation, as_stored
 from constrained_diffusion.metrics.features import ReferenceFeatures, kernel_distance
@@ -273,20 +269,10 @@ def test_errors(reference: str) -> None:
         ClassEvaluation(PaintedWithFeatures(), reference).update(torch.zeros(1, 1, 3, 3))
 
 
-def test_two_ranks_give_the_figures_of_one(tmp_path: Path) -> None:
+def test_two_ranks_give_the_figures_of_one(tmp_path, run_program):
     """Also where one of them has no samples at all."""
     program = Path(__file__).with_name("class_evaluation_ranks.py")
-    root = str(Path(constrained_diffusion.__file__).parents[1])
-    finished = subprocess.run(
-        [sys.executable, str(program), str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr
-    answers = json.loads(finished.stdout)
+    answers = json.loads(run_program(program, tmp_path))
     one = answers["one"]
     assert one["n"] == 21
     assert 0 < one["violation_rate"] < 1

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import subprocess
-import sys
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-import constrained_diffusion
 from constrained_diffusion.noise_optimization.gradients import (
     ZOSGD,
     Exact,
@@ -197,24 +193,10 @@ def test_settings_out_of_range_are_refused(settings: Any, told: str) -> None:
 # ---------------------------------------------------------------------------------------------------------------- ranks
 
 
-def test_two_ranks_share_the_perturbations_of_one(tmp_path: Path) -> None:
+def test_two_ranks_share_the_perturbations_of_one(tmp_path: Path, run_program: Any) -> None:
     program = Path(__file__).with_name("estimate_ranks.py")
-    root = str(Path(constrained_diffusion.__file__).parents[1])
-    finished = subprocess.run(
-        [sys.executable, str(program), str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,  # on a busy machine; it needs seconds
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr
-    spec = importlib.util.spec_from_file_location("estimate_ranks", program)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    alone = module.estimates()
+    run_program(program, tmp_path)
+    alone = runpy.run_path(str(program))["estimates"]()
     assert alone.keys() == {cls.__name__ for cls in PERTURBING}
     for rank in (0, 1):
         assert_close = torch.testing.assert_close

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import runpy
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -191,17 +188,9 @@ def test_jobs_of_seeds_are_named_by_them() -> None:
 
 
 @pytest.mark.parametrize("shard", ["shard", "samples"])
-def test_two_ranks_find_what_one_finds(tmp_path: Path, shard: str) -> None:
+def test_two_ranks_find_what_one_finds(tmp_path: Path, shard: str, run_program: Any) -> None:
     program = Path(__file__).with_name("predict_ranks.py")
-    finished = subprocess.run(
-        [sys.executable, str(program), str(tmp_path / "two"), shard],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,  # on a busy machine; it needs seconds
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr
+    run_program(program, tmp_path / "two", shard)
     runpy.run_path(str(program))["predict"](tmp_path / "one", False, 1)
     alone, together = read_results(tmp_path / "one"), read_results(tmp_path / "two")
     assert [row["key"] for row in together] == [f"seed-{i:06d}" for i in range(4)]
