@@ -96,7 +96,7 @@ def test_the_metadata(installed: Path) -> None:
     metadata = PathDistribution(found).metadata
     assert (metadata["Name"], metadata["License-Expression"]) == ("constrained-diffusion", "Apache-2.0")
     assert metadata["Requires-Python"] == ">=3.11"
-    assert set(metadata.get_all("Provides-Extra") or []) == {"image", "maze", "polymer", "rewards", "dev"}
+    assert set(metadata.get_all("Provides-Extra") or []) == {"image", "maze", "polymer", "dual", "rewards", "dev"}
     assert {file.name for file in (found / "licenses").iterdir()} == {"LICENSE", "NOTICE"}
 
 

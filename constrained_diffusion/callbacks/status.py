@@ -43,7 +43,7 @@ class FitStatus(Callback):
         # All ranks end together: one that goes on would wait for the others for ever.
         if trainer.strategy.reduce_boolean_decision(not finite, all=False):
             terms = [name for name, value in trainer.callback_metrics.items() if not torch.isfinite(value).all()]
-            self._diverged(trainer, f"the loss is {float(loss)}", terms)
+            self._diverged(trainer, f"the loss is {float(loss)}", [*terms, *_broken_rows(outputs, batch)])
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._validating = time.monotonic()
@@ -101,6 +101,16 @@ class FitStatus(Callback):
         self.seconds, self.evaluation_seconds = state_dict["seconds"], state_dict["evaluation_seconds"]
         self.first = state_dict["first"]
         self.best, self.last = state_dict["best"], state_dict["last"]
+
+
+def _broken_rows(outputs: Any, batch: Any) -> list[str]:
+    """Return, as one item, the places in the training set of this rank's rows that are not finite; none where none."""
+    sums, rows = outputs.get("row_sums"), getattr(batch, "rows", None)
+    if sums is None or rows is None or bool(sums.isfinite().all()):
+        return []
+    broken = rows[~sums.isfinite().to(rows.device)].tolist()
+    more = f" and {len(broken) - 5} more" if len(broken) > 5 else ""
+    return [f"{len(broken)} of {len(sums)} rows, {', '.join(map(str, broken[:5]))}{more} of the training set"]
 
 
 def sentence(status: str, values: dict[str, float], allowed: float, steps: int, seconds: float) -> str:

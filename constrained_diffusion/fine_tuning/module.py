@@ -37,6 +37,7 @@ class Measured(NamedTuple):
     slack: Tensor  #: S, mean of max_j(g_j - delta_j) over the rows below T_phi
     violation_rate: Tensor  #: share of the rows below T_phi with g > tolerance
     rows: Tensor  #: scalar, how many rows lie below T_phi, over all ranks
+    each: Tensor  #: `(B',)`, what each row of this rank below T_phi adds to the sums, all constraints together
 
 
 class ConstrainedDiffusion(EvaluatedDiffusion):
@@ -168,7 +169,8 @@ class ConstrainedDiffusion(EvaluatedDiffusion):
         prediction = self.denoiser.predict(noisy, timesteps, batch.condition)
         loss = self.diffusion_loss(batch, noisy, prediction, frozen, noise, timesteps)
         logs = {"loss/diffusion": loss.detach()}
-        result = {"loss": loss}
+        # A sum over a row is not finite where anything in the row is not; read only when a loss has gone wrong.
+        result = {"loss": loss, "row_sums": prediction.output.detach().flatten(1).sum(1)}
         if self.constraints:
             # T_phi is known on the host: choosing the rows there spares the device a synchronisation.
             below = (on_host < self.max_timestep).nonzero().squeeze(1).to(clean.device)
@@ -183,6 +185,8 @@ class ConstrainedDiffusion(EvaluatedDiffusion):
             measured = self.penalty(_rows(record, below), (noise - prediction.noise).square().flatten(1).mean(1))
             result |= {"loss": loss + measured.loss, "penalty": measured.penalty, "slack": measured.slack}
             result["penalty_rows"] = measured.rows
+            if len(measured.each) == len(below):  # a subclass may look at fewer rows
+                result["row_sums"] = result["row_sums"].index_add(0, below, measured.each.to(result["row_sums"]))
             for k, name in enumerate(self.constraint_names):
                 logs[f"penalty/{name}"] = measured.penalty[k]
                 logs[f"violation_rate/{name}"] = measured.violation_rate[k]
@@ -244,7 +248,8 @@ class ConstrainedDiffusion(EvaluatedDiffusion):
         dual = multiplier_weight(self.multiplier, self.augmentation, slack)
         # DDP averages gradients over ranks; ours must be the sum over ranks divided by the global number of rows.
         loss = (weight * sums + dual * slacks).sum() * self.trainer.world_size / rows
-        return Measured(loss, penalty, slack, rates, seen[0])
+        each = torch.stack([a + b for a, b in zip(squared, excess, strict=True)]).sum(0).detach()
+        return Measured(loss, penalty, slack, rates, seen[0], each)
 
     @torch.no_grad()
     def feasible(self, clean: Tensor) -> Tensor:

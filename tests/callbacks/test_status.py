@@ -14,6 +14,7 @@ import torch
 from constrained_diffusion.callbacks import DivergedError, FitStatus, LastCheckpoint
 from constrained_diffusion.callbacks.status import describe, sentence
 from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
+from constrained_diffusion.objectives import Constraint
 
 GOOD, BAD = 0.1, 0.9
 
@@ -82,6 +83,38 @@ def test_a_loss_that_is_no_number(
     assert (status(tmp_path)["status"], status(tmp_path)["step"]) == ("diverged", 6)
     last = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["global_step"] == 4
+
+
+class NaNRow(ConstrainedDiffusion):
+    """One training sample holds a NaN."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        if self.global_step == 2:
+            batch.clean[1, 0, 3, 3] = float("nan")
+            self.broken = int(batch.rows[1])
+        return super().training_step(batch, batch_idx)
+
+
+def test_the_rows_that_broke_the_loss_are_named(tiny_denoiser: Any, too_bright: Any, tiny_data: Any, fit: Any) -> None:
+    module = NaNRow(tiny_denoiser(), too_bright(), "penalty", optimizer=partial(torch.optim.SGD, lr=0.01))
+    with pytest.raises(DivergedError) as caught:
+        fit(module, tiny_data(), [FitStatus()], max_epochs=3)
+    assert "at step 3" in str(caught.value)
+    assert f"1 of 16 rows, {module.broken} of the training set" in str(caught.value)
+
+
+class NaNConstraint(Constraint):
+    """g is NaN for one row."""
+
+    def forward(self, clean: torch.Tensor) -> torch.Tensor:
+        values = clean.flatten(1).mean(1)
+        return torch.where(torch.arange(len(values)) == 2, float("nan"), values)
+
+
+def test_the_constraint_and_the_row_that_broke_the_loss_are_named(tiny_denoiser: Any, tiny_data: Any, fit: Any) -> None:
+    module = ConstrainedDiffusion(tiny_denoiser(), NaNConstraint(), "penalty", optimizer=partial(torch.optim.SGD, lr=0))
+    with pytest.raises(DivergedError, match=r"penalty/NaNConstraint.*1 of 16 rows, \d+ of the training set"):
+        fit(module, tiny_data(), [FitStatus()], max_epochs=1)
 
 
 class BrokenStep(ConstrainedDiffusion):
