@@ -50,7 +50,7 @@ class AugmentedLagrangian(ConstraintCallback):
         self.initial, self.growth_factor, self.every_n_steps = initial, growth_factor, every_n_steps
         self.progress, self.max_coefficient, self.slack_tolerance = progress, max_coefficient, slack_tolerance
         self.before: Tensor | None = None  #: the positive part of S at the last update of the multipliers
-        self.capped: Tensor | None = None
+        self.cap = ("coefficient", max_coefficient)
 
     def start(self, trainer: Trainer, module: PenalisedModule) -> None:
         module.penalty_coefficient.zero_()
@@ -71,11 +71,6 @@ class AugmentedLagrangian(ConstraintCallback):
             stuck = (excess > self.slack_tolerance) & (excess > self.progress * self.before.to(excess))
             c.copy_(torch.where(stuck, (c * self.growth_factor).clamp(max=self.max_coefficient), c))
         self.before, self.capped = excess, c >= self.max_coefficient
-
-    def advice(self, constraint: int) -> str:
-        if self.capped is not None and self.capped[constraint]:
-            return f"its coefficient reached its cap of {self.max_coefficient:g}: no model near this one may satisfy it"
-        return super().advice(constraint)
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "before": self.before}

@@ -55,6 +55,8 @@ class ConstraintCallback(Callback, ABC):
         self.steps = 0  #: optimiser steps seen, in the checkpoint
         self.micro_batches = 0  #: how many the last step was made of; the last one of an epoch may have fewer
         self.violated: list[str] = []  #: names of the constraints that did not hold when the fit ended
+        self.cap: tuple[str, float] | None = None  #: what is steered, and the most that it may be
+        self.capped: Tensor | None = None  #: `(K,)` of bool, where it is as much as that
         self._smoothed: Tensor | None = None
         self._sums: list[Tensor] = []
 
@@ -104,14 +106,17 @@ class ConstraintCallback(Callback, ABC):
         self.violated = [name for name, held in zip(names, holds, strict=True) if not held]
         for k, name in enumerate(names):
             if not holds[k]:
+                measured = f"P = {violations.penalty[k]:.3g}, mean g - delta = {violations.slack[k]:.3g}"
                 rank_zero_info(
-                    f"{type(self).__name__}: infeasible, '{name}' still does not hold after {self.steps} steps (P = "
-                    f"{violations.penalty[k]:.3g}, mean g - delta = {violations.slack[k]:.3g}); {self.advice(k)}."
+                    f"{type(self).__name__}: infeasible on the training rows, '{name}' still does not hold after "
+                    f"{self.steps} steps ({measured}); {self._advice(k)}."
                 )
 
-    def advice(self, constraint: int) -> str:
-        """Return what may help where constraint number `constraint` does not hold at the end."""
-        return "fit longer, raise its coefficient, or allow more (tolerance)"
+    def _advice(self, constraint: int) -> str:
+        if self.cap is None or self.capped is None or not self.capped[constraint]:
+            return "fit longer, let its coefficient or multiplier grow faster, or allow more (tolerance)"
+        what, most = self.cap
+        return f"its {what} reached its cap of {most:g}: no model near this one may satisfy it"
 
     def state_dict(self) -> dict[str, Any]:
         return {"steps": self.steps, "smoothed": self._smoothed}

@@ -48,6 +48,7 @@ class DualAscent(ConstraintCallback):
             )
         self.factory = optimizer or partial(SGD, lr=0.1)
         self.initial, self.max_multiplier, self.slack_tolerance = initial, max_multiplier, slack_tolerance
+        self.cap = ("multiplier", max_multiplier)
         self.optimizer: Optimizer | None = None
         self._loaded: dict[str, Any] | None = None
 
@@ -70,11 +71,6 @@ class DualAscent(ConstraintCallback):
         module.multiplier.grad = None
         module.multiplier.clamp_(min=0, max=self.max_multiplier)
         self.capped = module.multiplier >= self.max_multiplier
-
-    def advice(self, constraint: int) -> str:
-        if self.capped[constraint]:
-            return f"its multiplier reached its cap of {self.max_multiplier:g}: no model near this one may satisfy it"
-        return "fit longer, raise the multipliers' learning rate, or allow more (tolerance)"
 
     def state_dict(self) -> dict[str, Any]:
         # Without the settings, which the config has: cooper's are of a class that `weights_only` does not read.

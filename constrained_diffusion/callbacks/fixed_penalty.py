@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from lightning.pytorch import Trainer
-from torch import Tensor
 
 from constrained_diffusion.callbacks.constraint_callback import ConstraintCallback, PenalisedModule, Violations
 
@@ -68,7 +67,7 @@ class FeasibilityGrowth(ConstraintCallback):
             )
         self.initial, self.growth_factor, self.every_n_steps = initial, growth_factor, every_n_steps
         self.max_coefficient, self.stop_below = max_coefficient, stop_below
-        self.capped: Tensor | None = None
+        self.cap = ("coefficient", max_coefficient)
 
     def start(self, trainer: Trainer, module: PenalisedModule) -> None:
         module.stop_below.fill_(self.stop_below)
@@ -81,8 +80,3 @@ class FeasibilityGrowth(ConstraintCallback):
             held = self.satisfied(module, violations)
             module.penalty_coefficient.copy_(torch.where(held, module.penalty_coefficient, grown))
         self.capped = module.penalty_coefficient >= self.max_coefficient
-
-    def advice(self, constraint: int) -> str:
-        if self.capped is not None and self.capped[constraint]:
-            return f"its coefficient reached its cap of {self.max_coefficient:g}: no model near this one may satisfy it"
-        return super().advice(constraint)
