@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import sys
+import traceback
 import warnings
 from importlib import import_module
 from pathlib import Path
@@ -14,17 +15,20 @@ from typing import Any
 from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Checkpoint, LambdaCallback
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from constrained_diffusion import constraints, datamodules, denoisers, metrics, mistakes, rewards, runs
+from constrained_diffusion import constraints, datamodules, denoisers, metrics, mistakes, rewards, runs, untrusted
 from constrained_diffusion.callbacks import (
     BestFeasible,
     ContinueLog,
     DivergedError,
     Export,
+    FitProgress,
     FitStatus,
+    GradientCheck,
+    KeepLog,
     LastCheckpoint,
     NoiseProgress,
     NoiseReport,
@@ -40,6 +44,7 @@ from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
 from constrained_diffusion.fine_tuning.schedules import WarmupStableDecay
 from constrained_diffusion.noise_optimization import gradients, regularizers
 from constrained_diffusion.noise_optimization.module import DirectNoiseOptimization
+from constrained_diffusion.rejection import InfeasibleError
 from constrained_diffusion.supervised import Supervised
 from constrained_diffusion.termination import before_termination
 
@@ -69,7 +74,8 @@ NOISE = (  # what Lightning says about things that are meant to be so
 )
 ADVERTISING = ("lightning.fabric.utilities.rank_zero", "lightning.pytorch.utilities.rank_zero")  # loggers
 LATEST = {"fit": ("last",), **dict.fromkeys(("validate", "test", "predict"), (None, "last", "best"))}  # --ckpt_path
-MISTAKES = (ArgumentError, MisconfigurationException, ValueError, TypeError, FileNotFoundError, ImportError)
+MISTAKES = (ArgumentError, MisconfigurationException, ValueError, TypeError, OSError, ImportError)
+EXPECTED = (ArgumentError, MisconfigurationException, FileNotFoundError, ImportError)  # in a training, too
 
 
 class ConstrainedCLI(LightningCLI):
@@ -98,7 +104,10 @@ class ConstrainedCLI(LightningCLI):
                     f"--recompute is for models that draw samples; {config.model.class_path} does not, so leave it out."
                 )
             config.model.init_args.recompute = True
+        if config.get("weights_only") is False:
+            raise ValueError("with weights_only: false a checkpoint may execute anything; leave it out.")
         self.config_text = self._parser(self.subcommand).dump(config, skip_unset=False)
+        config.weights_only = True  # also against the environment's TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD
         root = Path(trainer.default_root_dir or os.environ.get("CONSTRAINED_DIFFUSION_RUNS", "runs"))
         given = config.ckpt_path
         if self._optimizes_noise:
@@ -111,6 +120,8 @@ class ConstrainedCLI(LightningCLI):
             config.ckpt_path = str(checkpoint)
         else:
             earlier = None if fit or given is None else runs.run_of(Path(given))
+        if earlier is not None:
+            runs.check_links(earlier)
         if earlier is None and runs.first_rank():
             earlier = ConstrainedCLI.made = runs.new_run(self.config_name, root)
         self.run_folder = earlier or (root / self.config_name).absolute()
@@ -142,9 +153,9 @@ class ConstrainedCLI(LightningCLI):
         if resumed is not None:
             callbacks.insert(0, ContinueLog(run / "metrics.csv"))
         if config.enable_progress_bar is not False:
-            callbacks.append(NoiseProgress() if self._optimizes_noise else RichProgressBar())
+            callbacks.append(NoiseProgress() if self._optimizes_noise else FitProgress())
         if config.enable_checkpointing is False:
-            callbacks = [callback for callback in callbacks if not isinstance(callback, ModelCheckpoint)]
+            callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
         begin = LambdaCallback(
             on_train_epoch_start=self._begin, on_test_start=self._begin, on_predict_start=self._begin
         )
@@ -175,19 +186,20 @@ def _loggers(run: Path, resumed: int | None) -> list[Any]:
 
 
 def _callbacks(model: LightningModule, config: str, fit: bool) -> list[Callback]:
-    everyone: list[Callback] = [LastCheckpoint(), Export()] if fit else []
+    everyone: list[Callback] = [KeepLog(), LastCheckpoint(), Export()] if fit else []
     if isinstance(model, DirectNoiseOptimization):
         return [NoiseResults(), NoiseReport()]
     if not isinstance(model, EvaluatedDiffusion):
         return everyone
-    fitting: list[Callback] = [FitStatus(), BestFeasible()] if fit else [SampleWriter()]
+    fitting: list[Callback] = [GradientCheck(), FitStatus(), BestFeasible()] if fit else [SampleWriter()]
     return [*everyone, *fitting, SampleGrid(), Results(config), Report()]
 
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line; `args` defaults to the process's own.
 
-    A mistake of the user's ends in one sentence and exit status 2, a diverged fit in one sentence and exit status 1.
+    A mistake of the user's ends in one sentence and exit status 2; a diverged fit, or feasible samples that cannot be
+    had, in one sentence and exit status 1.
     """
     argv = list(sys.argv[1:] if args is None else args)
     _hush()
@@ -195,15 +207,36 @@ def main(args: list[str] | None = None) -> None:
     with before_termination(_withdraw):
         try:
             _run(argv)
-        except DivergedError as error:
+        except (DivergedError, InfeasibleError) as error:
             sys.exit(_say(str(error), 1))
         except MISTAKES as error:
-            surprising = ConstrainedCLI.training and isinstance(error, (ValueError, TypeError))
+            surprising = ConstrainedCLI.training and not isinstance(error, EXPECTED)
             if surprising or os.environ.get("CONSTRAINED_DIFFUSION_DEBUG"):
                 raise
-            sys.exit(_say(mistakes.sentence(str(error)), 2))
+            sys.exit(_say(_told(error), 2))
+        except Exception as error:
+            if not _restores(error) or os.environ.get("CONSTRAINED_DIFFUSION_DEBUG"):
+                raise
+            sys.exit(_say(_told(error), 2))
         finally:
             _withdraw()
+
+
+def _restores(error: Exception) -> bool:
+    """Whether Lightning was handing out what a checkpoint holds: then it is the checkpoint that is wrong."""
+    return not ConstrainedCLI.training and any(name.endswith(".checkpoint_connector") for name in _modules(error))
+
+
+def _told(error: Exception) -> str:
+    ours = isinstance(error, MISTAKES) and _modules(error)[-1].startswith("constrained_diffusion.")
+    if ours or not _restores(error):
+        return mistakes.sentence(str(error))
+    why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return f"the checkpoint is damaged, or of another version ({why}); take an earlier one."
+
+
+def _modules(error: Exception) -> list[str]:
+    return [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
 
 
 def _withdraw() -> None:
@@ -224,8 +257,10 @@ def _no_advertising(record: logging.LogRecord) -> bool:
 
 
 def _run(argv: list[str]) -> None:
+    untrusted.restrict_configs()
     files = [runs.find_config(argv[i]) for i in _config_values(argv)]
     for i, file in zip(_config_values(argv), files, strict=True):
+        untrusted.check_config(file)
         argv[i] = str(file)
     ConstrainedCLI.config_name = runs.config_name(files[0]) if files else "run"
     ConstrainedCLI(

@@ -12,10 +12,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
+
+from constrained_diffusion.precision import never_half
 
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
 
@@ -50,6 +52,10 @@ class NoiseSchedule(nn.Module):
             )
         self.prediction_type = prediction_type
         self.register_buffer("alphas_cumprod", abar)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        # In half precision alpha-bar of small t would be 1, and sigma 0.
+        return super()._apply(never_half(fn), recurse)  # type: ignore[no-untyped-call, no-any-return]
 
     @property
     def num_timesteps(self) -> int:

@@ -20,6 +20,8 @@ from constrained_diffusion import objectives
 
 TOP = ("config", "seed_everything", "trainer", "model", "data", "ckpt_path", "optimizer", "lr_scheduler")
 
+LONGEST = 2000  #: characters; a message may quote a name from a damaged file
+
 _REPORT = re.compile(r"Parser key |Does not validate|Subcommand '|unrecognized arguments|arguments are required")
 _FRAME = re.compile(  # lines that only surround a problem
     r"Does not validate|Subtypes:|Errors:|Given value|Expected a path but|Not a valid subclass|Subclass types expect|"
@@ -45,10 +47,11 @@ class Problem(NamedTuple):
 
 
 def sentence(message: str) -> str:
-    """Return the innermost problem of a message of jsonargparse, in one sentence; other messages on one line."""
+    """Return the innermost problem of a message of jsonargparse, in one sentence; other messages on one line, cut."""
     found = problems(message) if _REPORT.search(message) else []
     if not found:
-        return " ".join(message.split())
+        line = " ".join(message.split())
+        return line if len(line) <= LONGEST else f"{line[:LONGEST]} ..."
     # The deepest one; among equals one that says more than "this is no int", else the first.
     problem = max(found, key=lambda p: (len(p.keys), bool(p.owner), not _WEAK.match(p.text)))
     said = _reworded(problem, found)

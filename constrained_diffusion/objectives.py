@@ -40,10 +40,12 @@ class Constraint(nn.Module, ABC):
     Class attributes:
         differentiable: whether gradients flow from g to x; fine-tuning refuses a constraint where they do not.
         needs_step_record: whether `forward` wants the `StepRecord` instead of the clean sample.
+        in_expectation: whether the mean of g over the rows is what must not exceed the tolerance, not each row's own g.
     """
 
     differentiable: bool = True
     needs_step_record: bool = False
+    in_expectation: bool = False
 
     def __init__(self, tolerance: float = 0.0) -> None:
         super().__init__()

@@ -64,3 +64,8 @@ def stratified_timesteps(
     under = (stratum / max(below, 1) * low).long().clamp(max=low - 1)  # rounding up must not cross T_phi
     above = (low + (stratum - below) / max(global_batch - below, 1) * (high - low)).long().clamp(max=high - 1)
     return torch.where(order < below, under, above)[rows.start : rows.stop]
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Return `values`, drawn on the CPU, on `device`; the host does not wait for what a GPU still has to do."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
+from constrained_diffusion import untrusted
+
 CONFIG = "config.yaml"  # written when a run begins; a folder without it holds no results yet
 
 
@@ -35,10 +37,16 @@ def find_config(name: str) -> Path:
 
 
 def config_name(file: Path) -> str:
-    """Return the name under which a config's runs are kept: its path below the shipped configs, or its stem."""
+    """Return the name under which a config's runs are kept: its path below the shipped configs, or its stem.
+
+    Raises:
+        ValueError: the name would lead out of the folder of the runs, as that of `...yaml` does.
+    """
     shipped = shipped_configs()
     inside = file.resolve().is_relative_to(shipped.resolve())
     name = file.resolve().relative_to(shipped.resolve()) if inside else Path(file.name)
+    if name.stem in (".", ".."):
+        raise ValueError(f"the runs of a config are kept under its name, but '{file}' has none; rename it.")
     return name.with_suffix("").as_posix()
 
 
@@ -57,7 +65,7 @@ def new_run(config: str, root: Path) -> Path:
     """Make the next numbered folder of `config` below `root`; on several ranks, for the first one alone."""
     folder = root / config
     folder.mkdir(parents=True, exist_ok=True)
-    number = max((int(p.name) for p in folder.iterdir() if p.name.isdigit()), default=0)
+    number = max((int(p.name) for p in folder.iterdir() if p.name.isdecimal()), default=0)
     while True:
         number += 1
         run = folder / str(number)
@@ -73,11 +81,10 @@ def unfinished_run(config: str, text: str, root: Path) -> Path | None:
 
     For commands that mark their end by a file `finished`.
     """
-    link = root / config / "latest"
-    if not link.exists():
+    run = _latest(config, root)
+    if run is None or (run / "finished").exists() or not (run / CONFIG).is_file():
         return None
-    run = link.resolve()
-    if (run / "finished").exists() or not (run / CONFIG).is_file() or (run / CONFIG).read_text() != text:
+    if (run / CONFIG).read_bytes() != text.encode():
         return None
     return run
 
@@ -105,14 +112,26 @@ def latest_run(config: str, root: Path) -> Path:
 
     Raises:
         FileNotFoundError: there is none; the message says how to make one.
+        ValueError: the link leads out of the config's folder.
     """
-    link = root / config / "latest"
-    if not link.exists():
+    run = _latest(config, root)
+    if run is None:
         raise FileNotFoundError(
-            f"there is no run of '{config}' below '{root}': expected '{link}'; "
+            f"there is no run of '{config}' below '{root}': expected '{root / config / 'latest'}'; "
             "run `lightning fit` with this config first."
         )
-    return link.resolve()
+    return run
+
+
+def check_links(run: Path) -> None:
+    """Raise ValueError where a link in the folder `run` leads out of it: what is written there would lie elsewhere."""
+    inside = run.resolve()
+    for path in run.rglob("*"):
+        if path.is_symlink() and not path.resolve().is_relative_to(inside):
+            raise ValueError(
+                f"'{path}' is a link out of its run's folder, to '{path.resolve()}': nothing is written there; put the "
+                "file itself in its place, or take it out."
+            )
 
 
 def last_checkpoint(run: Path) -> Path:
@@ -139,6 +158,16 @@ def run_of(checkpoint: Path) -> Path | None:
     return run if checkpoint.resolve().parent.name == "checkpoints" and (run / CONFIG).is_file() else None
 
 
+def _latest(config: str, root: Path) -> Path | None:
+    link = root / config / "latest"
+    if not link.exists():
+        return None
+    run = link.resolve()
+    if run.parent != link.parent.resolve():
+        raise ValueError(f"'{link}' leads out of its folder, to '{run}': expected a run beside it; take the link out.")
+    return run
+
+
 def _link(link: Path, target: str) -> None:
     temporary = link.with_name(f".latest-{os.getpid()}")
     temporary.symlink_to(target)
@@ -149,21 +178,9 @@ def check_checkpoint(checkpoint: str | None) -> None:
     """Raise FileNotFoundError or ValueError where `checkpoint` is missing or unreadable; it is not executed."""
     if checkpoint is None:
         return
-    if not Path(checkpoint).is_file():
-        raise FileNotFoundError(f"there is no checkpoint '{checkpoint}'.")
-    try:
-        content = torch.load(checkpoint, map_location="meta", weights_only=True)
-        missing = {"state_dict", "global_step"} - content.keys()
-    except Exception as error:  # torch, pickle and zipfile have many, without a common base
-        raise ValueError(
-            f"'{checkpoint}' cannot be read: it is truncated, or not a checkpoint of ours ({type(error).__name__}); "
-            "take an earlier one."
-        ) from error
-    if missing:
-        raise ValueError(
-            f"'{checkpoint}' is not a checkpoint of a fit: it has no {' and no '.join(sorted(missing))}; give a file "
-            "from a run's folder checkpoints."
-        )
+    content = untrusted.read_checkpoint(checkpoint, "state_dict", "global_step", map_location="meta")
+    if type(content["global_step"]) is not int:
+        raise ValueError(f"'{checkpoint}' is not a checkpoint of a fit: its global_step is no integer; give another.")
 
 
 def checkpoint_step(checkpoint: str | None) -> int | None:

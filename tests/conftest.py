@@ -58,13 +58,13 @@ def make_denoiser(seed: int = 0, prediction_type: Any = "epsilon") -> Denoiser:
     return Denoiser(TinyNetwork(), schedule, sample_shape=(1, 8, 8))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_denoiser() -> Any:
     """The factory `make_denoiser(seed=0, prediction_type="epsilon")`."""
     return make_denoiser
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_data() -> Any:
     """The class of the tiny data module."""
     return TinyData
@@ -74,6 +74,29 @@ def tiny_data() -> Any:
 def too_bright() -> Any:
     """The class of the tiny constraint."""
     return TooBright
+
+
+def same_state(a: Any, b: Any, where: str = "checkpoint") -> None:
+    """Compare two checkpoints' contents, all the way down, bit by bit."""
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            same_state(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            same_state(x, y, f"{where}[{i}]")
+    elif isinstance(a, Tensor):
+        assert torch.equal(a, b), where
+    else:
+        assert a == b, where
+
+
+@pytest.fixture(scope="session")
+def same() -> Any:
+    """The function `same_state(a, b, where)`."""
+    return same_state
 
 
 TINY_CONFIG = """\

@@ -239,7 +239,7 @@ class Breaks(Constraint):
     calls = 0
 
     def forward(self, clean):
-        Breaks.calls += torch.is_grad_enabled()
+        Breaks.calls += clean.grad_fn is not None  # in training steps
         return clean.flatten(1).mean(1) * (float("nan") if Breaks.calls >= 5 else 1.0)
 """
 

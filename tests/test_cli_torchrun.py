@@ -5,13 +5,18 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
+from safetensors.torch import load_file
+
+from constrained_diffusion.cli import main
 
 RANKS = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
 WHERE = """
@@ -22,11 +27,19 @@ class Where(Callback):
     def setup(self, trainer, pl_module, stage):
         Path(trainer.default_root_dir, f"rank-{trainer.global_rank}").touch()
 """
+MARK = """
+from pathlib import Path
+from lightning.pytorch import Callback
+
+class Mark(Callback):
+    def on_train_batch_end(self, *args):
+        Path("stepping").touch()
+"""
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
 
-def torchrun(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [*LAUNCH, "-m", "constrained_diffusion.cli", *words, *RANKS, "--trainer.enable_progress_bar=false"]
+def start(root: Path, *words: str, ranks: list[str] = RANKS, **pipes: Any) -> subprocess.Popen[str]:
+    command = [*LAUNCH, "-m", "constrained_diffusion.cli", *words, *ranks, "--trainer.enable_progress_bar=false"]
     own = {
         "PYTHONPATH": os.pathsep.join([str(root), *sys.path]),
         "OMP_NUM_THREADS": "1",
@@ -34,7 +47,13 @@ def torchrun(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
     }
     own["CONSTRAINED_DIFFUSION_CACHE"] = str(root / "cache")
     environment = {**os.environ, **own}
-    return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.Popen(command, cwd=root, env=environment, text=True, **pipes)
+
+
+def torchrun(root: Path, *words: str, ranks: list[str] = RANKS) -> subprocess.CompletedProcess[str]:
+    with start(root, *words, ranks=ranks, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        said = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(process.args, process.returncode, *said)
 
 
 def folders(config: Path) -> list[str]:
@@ -95,6 +114,48 @@ def test_a_mistake_leaves_no_run(story: Story) -> None:
     assert story.mistaken.returncode != 0
     assert "error: max_timestep (T_phi) must lie in 1 .. 100" in story.mistaken.stderr
     assert folders(story.root / "runs") == ["tiny"]
+
+
+def test_all_ranks_end_with_a_checkpoint_when_told_to(tmp_path: Path, tiny_config: str) -> None:
+    (tmp_path / "tiny.yaml").write_text(tiny_config)
+    (tmp_path / "mark.py").write_text(MARK)
+    words = ["--trainer.max_epochs=1000", "--trainer.callbacks+=mark.Mark", "--trainer.check_val_every_n_epoch=1000"]
+    with (tmp_path / "said").open("wb") as said:
+        process = start(tmp_path, "fit", "--config", "tiny.yaml", *words, stdout=said, stderr=said)
+        give_up = time.monotonic() + 120
+        while not (tmp_path / "stepping").exists():
+            assert process.poll() is None, (tmp_path / "said").read_text()
+            assert time.monotonic() < give_up
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)  # to the launcher, which tells the ranks
+        assert process.wait(60) != 0
+    text = (tmp_path / "said").read_text()
+    last = torch.load(tmp_path / "runs" / "tiny" / "1" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert f"SIGTERM ended the fit after step {last['global_step']}" in text
+    steps = [step for step, _ in losses(tmp_path / "runs" / "tiny" / "1")]
+    assert steps == list(range(len(steps)))
+    assert len(steps) >= last["global_step"] - 1  # Lightning logs a step after its checkpoint, which has the row
+
+
+@pytest.mark.slow
+def test_ranks_that_share_out_the_weights_write_what_one_process_reads(
+    tmp_path: Path, tiny_config: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`cluster/fsdp.yaml` with a UNet of diffusers, then `test` without it."""
+    (tmp_path / "tiny.yaml").write_text(tiny_config)
+    done = torchrun(tmp_path, "fit", "--config", "tiny.yaml", "--config", "cluster/fsdp.yaml", ranks=RANKS[:2])
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "runs" / "tiny" / "1"
+    assert {"export", "report.html", "status.json"} <= set(folders(run))
+    assert "strategy: fully_sharded" in (run / "config.yaml").read_text()
+    monkeypatch.chdir(tmp_path)
+    main(["test", "--config", "tiny.yaml", "--ckpt_path", "last", "--trainer.enable_progress_bar=false"])
+    assert json.loads((run / "results.json").read_text())["after"]["n"] == 8
+    exported, last = run / "export", torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 2
+    weights = load_file(exported / "unet" / "diffusion_pytorch_model.safetensors")
+    assert weights.keys() == {key.removeprefix("ema.") for key in last["state_dict"] if key.startswith("ema.")}
+    assert all(torch.equal(value, last["state_dict"][f"ema.{key}"]) for key, value in weights.items())
 
 
 @pytest.mark.slow

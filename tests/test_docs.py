@@ -65,3 +65,23 @@ def test_align_then_distil(tmp_path, monkeypatch):
     assert (tmp_path / "runs" / "dno_mnist" / "latest" / "finished").exists()
     last = torch.load(tmp_path / "runs" / "distil_mnist" / "latest" / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["global_step"] == 2
+
+
+def test_certified_sampling(tmp_path, monkeypatch, capsys, tiny_config):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CONSTRAINED_DIFFUSION_CACHE", str(tmp_path / "cache"))
+    Path("mnist.yaml").write_text(tiny_config.replace("label: 8", "label: 2"))  # a file goes before a shipped config
+    page = (DOCS / "certified-sampling.md").read_text()
+    commands = re.findall(r"^    lightning (.*)$", page, re.M)
+    assert [command.split()[0] for command in commands] == ["fit", "predict"]
+    for command in commands:
+        main([*command.split(), "--trainer.enable_progress_bar=false"])
+    assert "200 of 200 samples satisfy ClassProbability (g <= 0) by their own g" in capsys.readouterr().out
+    names: dict = {"__name__": "recipe"}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(block, "certified-sampling.md", "exec"), names)
+    assert (tmp_path / "samples" / "certificate.json").is_file()
+    printed = capsys.readouterr().out
+    assert "torch.Size([16, 1, 28, 28])" in printed
+    share = float(re.search(r"^accepted (.*)%$", printed, re.M)[1])
+    assert abs(share - 39.3) < 3

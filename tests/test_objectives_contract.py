@@ -13,8 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from constrained_diffusion import constraints, rewards
-from constrained_diffusion.constraints import ClassProbability
-from constrained_diffusion.objectives import Constraint, Feasibility, Objective, Reward, RewardAtLeast, available, get
+from constrained_diffusion.constraints import ClassProbability, KLFromPretrained
+from constrained_diffusion.objectives import (
+    Constraint,
+    Feasibility,
+    Objective,
+    Reward,
+    RewardAtLeast,
+    StepRecord,
+    available,
+    get,
+)
 from constrained_diffusion.rewards import (
     Brightness,
     CLIPScore,
@@ -74,6 +83,7 @@ class Example(NamedTuple):
 
 EXAMPLES = {
     "ClassProbability": Example(lambda: ClassProbability(classifier(), label=1, threshold=0.1)),
+    "KLFromPretrained": Example(lambda: KLFromPretrained(0.1)),
     "RewardAtLeast": Example(lambda: RewardAtLeast(Ink(), threshold=0.5)),
     "Feasibility": Example(lambda: Feasibility(ThirdHalves(tolerance=-0.2))),
     "Brightness": Example(Brightness),
@@ -96,6 +106,9 @@ def make(name: str, dtype: torch.dtype = torch.float32) -> Objective:
 
 
 def judge(objective: Objective, samples: Tensor, prompts: Sequence[str] = PROMPTS) -> Tensor:
+    if isinstance(objective, Constraint) and objective.needs_step_record:
+        steps = torch.zeros(len(samples), dtype=torch.long)
+        return objective(StepRecord(samples, samples, steps, samples, samples, torch.zeros_like(samples)))
     needs_prompts = isinstance(objective, Reward) and objective.needs_prompts
     values: Tensor = objective(samples, prompts) if needs_prompts else objective(samples)
     return values
@@ -180,3 +193,4 @@ def test_data_that_it_can_judge_pass_its_check(name: str) -> None:
     objective.check_data(EXAMPLES[name].shape)
     assert isinstance(objective.tolerance, float)
     assert isinstance(objective.needs_step_record, bool)
+    assert isinstance(objective.in_expectation, bool)

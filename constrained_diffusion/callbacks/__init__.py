@@ -1,12 +1,15 @@
 """Callbacks: what steers the penalty, and what users see of a run."""
 
 from constrained_diffusion.callbacks.augmented_lagrangian import AugmentedLagrangian
+from constrained_diffusion.callbacks.certificate import Certificate
 from constrained_diffusion.callbacks.checkpoints import BestFeasible, LastCheckpoint
 from constrained_diffusion.callbacks.constraint_callback import ConstraintCallback, Violations
-from constrained_diffusion.callbacks.continue_log import ContinueLog
+from constrained_diffusion.callbacks.continue_log import ContinueLog, KeepLog
 from constrained_diffusion.callbacks.dual_ascent import DualAscent, NuPI
 from constrained_diffusion.callbacks.export import Export
+from constrained_diffusion.callbacks.fit_progress import FitProgress
 from constrained_diffusion.callbacks.fixed_penalty import FeasibilityGrowth, FixedPenalty
+from constrained_diffusion.callbacks.gradient_check import GradientCheck
 from constrained_diffusion.callbacks.noise_callback import NoiseCallback
 from constrained_diffusion.callbacks.noise_progress import NoiseProgress
 from constrained_diffusion.callbacks.noise_report import NoiseReport
@@ -22,14 +25,18 @@ from constrained_diffusion.callbacks.status import DivergedError, FitStatus
 __all__ = [
     "AugmentedLagrangian",
     "BestFeasible",
+    "Certificate",
     "ConstraintCallback",
     "ContinueLog",
     "DivergedError",
     "DualAscent",
     "Export",
     "FeasibilityGrowth",
+    "FitProgress",
     "FitStatus",
     "FixedPenalty",
+    "GradientCheck",
+    "KeepLog",
     "LastCheckpoint",
     "NoiseCallback",
     "NoiseProgress",

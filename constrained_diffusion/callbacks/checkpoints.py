@@ -1,29 +1,105 @@
-"""The two checkpoints of a run: `last`, and `best_feasible`."""
+"""The two checkpoints of a run: `last`, and `best_feasible`; both are written whole or not at all."""
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_info
+
+from constrained_diffusion.callbacks.checkpoint_io import AtomicCheckpointIO
+from constrained_diffusion.callbacks.preemption import EndSignal
 
 
-class LastCheckpoint(ModelCheckpoint):
-    """Writes `checkpoints/last.ckpt` after every epoch's validation, or every `every_n_train_steps` optimiser steps."""
+class LastCheckpoint(Checkpoint):
+    """Writes `checkpoints/last.ckpt` after every epoch and its validation, or every n optimiser steps.
+
+    SIGTERM and SIGUSR1, coming to any rank, end the fit on all ranks after the running step, with this checkpoint; the
+    process exits with 128 + the signal's number.
+
+    Where a validation follows a step, both wait until it is over: Lightning would not make up for it in a resumed fit.
+
+    Args:
+        every_n_train_steps: n; None: after every epoch.
+
+    Raises:
+        ValueError: n is not positive.
+    """
 
     def __init__(self, every_n_train_steps: int | None = None) -> None:
-        super().__init__(
-            filename="last",
-            save_top_k=1,
-            enable_version_counter=False,
-            every_n_train_steps=every_n_train_steps,
-            save_on_train_epoch_end=every_n_train_steps is None,
-        )
+        if every_n_train_steps is not None and every_n_train_steps < 1:
+            raise ValueError(f"every_n_train_steps counts optimiser steps, at least 1, got {every_n_train_steps}.")
+        self.every_n_train_steps = every_n_train_steps
+        self.told = EndSignal()
+        self._step, self._due, self._epoch_over = 0, False, False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.dirpath = str(Path(trainer.default_root_dir) / "checkpoints")
-        super().setup(trainer, pl_module, stage)
+        write_atomically(trainer)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.told.listen()
+        self._step, self._due = trainer.global_step, False
+        if trainer.fit_loop.epoch_loop.batch_progress.current.ready == 0:
+            # At the beginning of an epoch; where a fit ends by `max_steps` Lightning takes it for the end of one.
+            trainer.fit_loop.epoch_loop.restarting = False
+
+    # A `Checkpoint` is called last: what other callbacks note of a step is in what is saved.
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        stepped, self._step = trainer.global_step > self._step, trainer.global_step
+        if stepped:  # within accumulated micro-batches nothing can be resumed
+            n, often = self.every_n_train_steps, trainer.val_check_batch
+            self._due = self._due or (n is not None and trainer.global_step % n == 0)
+            validated = trainer.is_last_batch or (often is not None and (batch_idx + 1) % often == 0)
+            if not validated:
+                self._save(trainer, self._due)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._epoch_over = True
+        self._save(trainer, self._due or self.every_n_train_steps is None)
+        self._epoch_over = False
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self._epoch_over:
+            # Lightning counts the epoch only after this hook; what is saved stands at the beginning of the next one.
+            loops = checkpoint["loops"]["fit_loop"]
+            for epochs in loops["epoch_progress"].values():
+                epochs["completed"] = epochs["processed"]
+            batches = loops["epoch_loop.batch_progress"]
+            batches["current"] = dict.fromkeys(batches["current"], 0)
+            batches["is_last_batch"] = False
+
+    def _save(self, trainer: Trainer, due: bool) -> None:
+        told = self._agreed(trainer)
+        if (due or told) and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            trainer.save_checkpoint(Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt")
+            self._due = False
+        if told:
+            number = self.told.received or signal.SIGTERM  # it may have come to another rank
+            rank_zero_info(
+                f"{signal.Signals(number).name} ended the fit after step {trainer.global_step}; checkpoints/last.ckpt "
+                "holds it, `--ckpt_path last` goes on."
+            )
+            raise SystemExit(128 + number)
+
+    def _agreed(self, trainer: Trainer) -> bool:
+        told = self.told.received is not None
+        if trainer.world_size == 1:
+            return told
+        # Agreeing makes a GPU wait, so there only as often as is logged.
+        often = trainer.strategy.root_device.type == "cpu"
+        if not often and trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            return False
+        return trainer.strategy.reduce_boolean_decision(told, all=False)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.told.restore()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.told.restore()
 
 
 class BestFeasible(ModelCheckpoint):
@@ -44,6 +120,7 @@ class BestFeasible(ModelCheckpoint):
         )
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        write_atomically(trainer)
         self.dirpath = str(Path(trainer.default_root_dir) / "checkpoints")
         super().setup(trainer, pl_module, stage)
 
@@ -54,3 +131,9 @@ class BestFeasible(ModelCheckpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Nothing: it is validations that find feasible weights."""
+
+
+def write_atomically(trainer: Trainer) -> None:
+    """Let the trainer write checkpoints by `AtomicCheckpointIO`, unless another plugin was chosen."""
+    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+        trainer.strategy.checkpoint_io = AtomicCheckpointIO()

@@ -22,7 +22,8 @@ class PenalisedModule(Protocol):
     """What a constraint callback needs of a module; `ConstrainedDiffusion` offers it.
 
     `training_step` must return a dict with `penalty` P `(K,)`, `slack` S `(K,)`, both averaged over all ranks, and
-    `penalty_rows`, how many rows of all ranks they are averages of; detached.
+    `penalty_rows`, how many rows of all ranks they are averages of; detached. A module may tell, by `step_skipped`,
+    that the optimiser step just over was none (float16 gradients overflowed, and `GradScaler` left it out).
     """
 
     constraint_names: list[str]
@@ -41,17 +42,21 @@ class ConstraintCallback(Callback, ABC):
     A fit that ends while a constraint does not hold says so, and names it.
 
     Args:
-        smoothing: 0 hands over what a step measured; s > 0 its moving average, s times the one before and 1 - s times
-            the new value.
+        smoothing: 0 hands over what a step measured; s in (0, 1) its moving average, s times the one before and 1 - s
+            times the new value; a whole number n > 1 the mean over the rows of the last n steps.
 
     Raises:
-        ValueError: smoothing outside [0, 1).
+        ValueError: smoothing is none of these.
     """
 
     def __init__(self, smoothing: float = 0.0) -> None:
-        if not 0 <= smoothing < 1:
-            raise ValueError(f"smoothing, the weight of the past, must lie in [0, 1), got {smoothing}.")
+        if not (0 <= smoothing < 1 or (smoothing > 1 and float(smoothing).is_integer())):
+            raise ValueError(
+                "smoothing must be the weight of the past, in [0, 1), or a whole number of steps to average, at least "
+                f"2; got {smoothing}."
+            )
         self.smoothing = smoothing
+        self._recent: list[Tensor] = []  # sums and counts of the steps in the window
         self.steps = 0  #: optimiser steps seen, in the checkpoint
         self.micro_batches = 0  #: how many the last step was made of; the last one of an epoch may have fewer
         self.violated: list[str] = []  #: names of the constraints that did not hold when the fit ended
@@ -66,6 +71,9 @@ class ConstraintCallback(Callback, ABC):
 
         Write `module.penalty_coefficient` or `module.multiplier` in place; set `trainer.should_stop` to end the fit.
         """
+
+    def skip(self, trainer: Trainer, module: PenalisedModule) -> None:
+        """React to an optimiser step that was left out, after which the weights are what they were: by default not."""
 
     def satisfied(self, module: PenalisedModule, violations: Violations) -> Tensor:
         """Return which constraints hold, `(K,)` of bool: by default those with P <= tau."""
@@ -90,13 +98,23 @@ class ConstraintCallback(Callback, ABC):
         if trainer.global_step > self.steps:
             # A mean of means would count the rows of a micro-batch with few of them more.
             total = torch.stack(self._sums).sum(0)
-            now = (total[:-1] / total[-1].clamp(min=1)).view_as(values)
             self.micro_batches = len(self._sums)
             self._sums.clear()
             self.steps = trainer.global_step
-            past = now if self._smoothed is None else self._smoothed.to(now)
-            self._smoothed = self.smoothing * past + (1 - self.smoothing) * now
+            if getattr(pl_module, "step_skipped", False):
+                self.skip(trainer, pl_module)
+                return
+            self._smoothed = self._smooth(total).view_as(values)
             self.update(trainer, pl_module, Violations(*self._smoothed.unbind()))
+
+    def _smooth(self, total: Tensor) -> Tensor:
+        """Return P and S, steered by, from the sums and the count of one step, `(2 K + 1,)`."""
+        window, decay = (int(self.smoothing), 0.0) if self.smoothing > 1 else (1, self.smoothing)
+        self._recent = [*(step.to(total) for step in self._recent), total][-window:]
+        sums = torch.stack(self._recent).sum(0)
+        now = sums[:-1] / sums[-1].clamp(min=1)
+        past = now if self._smoothed is None else self._smoothed.to(now).flatten()
+        return decay * past + (1 - decay) * now
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         if self._smoothed is None:
@@ -119,7 +137,8 @@ class ConstraintCallback(Callback, ABC):
         return f"its {what} reached its cap of {most:g}: no model near this one may satisfy it"
 
     def state_dict(self) -> dict[str, Any]:
-        return {"steps": self.steps, "smoothed": self._smoothed}
+        return {"steps": self.steps, "smoothed": self._smoothed, "recent": self._recent}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.steps, self._smoothed = state_dict["steps"], state_dict["smoothed"]
+        self._recent = state_dict.get("recent", [])

@@ -14,10 +14,15 @@ class Export(Callback):
     """Calls `module.export(<run>/export)` at the end of a fit, with the best feasible weights where there are some.
 
     Args:
-        folder: name of the folder inside the run.
+        folder: name of the folder inside the run; what lies there is replaced.
+
+    Raises:
+        ValueError: the name would lead elsewhere.
     """
 
     def __init__(self, folder: str = "export") -> None:
+        if Path(folder).name != folder or folder in ("", ".", ".."):
+            raise ValueError(f"Export expects the name of a folder inside the run, without a path, got '{folder}'.")
         self.folder = folder
 
     def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:

@@ -9,6 +9,7 @@ unfinished/KEY.pt        the state of a batch in work, from which a killed comma
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,10 +21,13 @@ from lightning.pytorch import LightningModule, Trainer
 from safetensors.torch import save_file
 from torch import Tensor
 
+from constrained_diffusion import untrusted
 from constrained_diffusion.callbacks.noise_callback import NoiseCallback, Optimized
 from constrained_diffusion.callbacks.samples import save_picture
 from constrained_diffusion.datamodules.prompts import Job
 from constrained_diffusion.noise_optimization.optimizer import Run
+
+NUMBERS = ("reward_before", "reward", "probability_before", "probability", "best_step", "steps")  #: in every row
 
 
 class NoiseResults(NoiseCallback):
@@ -57,8 +61,13 @@ class NoiseResults(NoiseCallback):
         file = _unfinished(trainer, jobs)
         if not file.is_file():
             return None
-        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-        return state["run"] if state["keys"] == [job.key for job in jobs] else None
+        try:
+            state = untrusted.read_checkpoint(file)
+            return state["run"] if state["keys"] == [job.key for job in jobs] else None
+        except (ValueError, KeyError) as error:
+            raise ValueError(
+                f"'{file}', from which a batch would go on, is damaged ({error}); delete it to start the batch anew."
+            ) from error
 
     def on_batch_begin(self, trainer: Trainer, module: LightningModule, jobs: Sequence[Job], run: Run) -> None:
         self._saved = time.monotonic()
@@ -110,16 +119,33 @@ class NoiseResults(NoiseCallback):
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:
-    """Return the rows of all ranks in order of their keys; a last line that a kill has cut is left out."""
+    """Return the rows of all ranks in order of their keys; a line that was cut by a kill, or damaged, is left out."""
     rows = {}
     for file in sorted(folder.glob("results*.jsonl")):
-        for line in file.read_text("utf-8").splitlines():
+        for line in file.read_text("utf-8", "replace").splitlines():
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):
                 continue
-            rows[row["key"]] = row
+            if _is_whole(row):
+                rows[row["key"]] = row
     return [rows[key] for key in sorted(rows)]
+
+
+def _is_whole(row: Any) -> bool:
+    if not isinstance(row, dict) or not isinstance(row.get("key"), str):
+        return False
+    values = [row.get(name) for name in NUMBERS]
+    for name in ("rewards", "log_probabilities"):
+        values += row[name] if isinstance(row.get(name), list) and row[name] else [None]
+    return all(type(value) in (int, float) and _is_finite(value) for value in values)
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return False
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> str:

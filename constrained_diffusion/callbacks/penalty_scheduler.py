@@ -7,6 +7,7 @@ from typing import Any, Literal
 from lightning.pytorch import Trainer
 
 from constrained_diffusion.callbacks.constraint_callback import ConstraintCallback, PenalisedModule, Violations
+from constrained_diffusion.callbacks.late_flag import LateFlag
 from constrained_diffusion.fine_tuning.penalty import geometric_growth
 
 
@@ -20,7 +21,8 @@ class PenaltyScheduler(ConstraintCallback):
         max_iterations: I; with scope "fit" it caps the growth (it does not end the fit), with scope "batch" it bounds
             the inner loop on one batch.
         stop_below: tau, compared with P averaged over ranks and accumulated micro-batches.
-        when_satisfied: where P <= tau, "release" the penalty for that step, or "stop" the fit.
+        when_satisfied: where P <= tau, "release" the penalty for that step, or "stop" the fit; with scope "fit" it
+            stops after one more step, because the device's answer is read one step late.
         scope: "fit" counts i over all optimiser steps; "batch" is Algorithm 1 to the letter: the same rows again with
             fresh noise, i and C starting anew for each batch, left as soon as P <= tau for all constraints.
         smoothing: of the P that is compared with tau; the release within a step sees that step's own.
@@ -63,6 +65,7 @@ class PenaltyScheduler(ConstraintCallback):
         self.max_iterations, self.stop_below = max_iterations, stop_below
         self.when_satisfied, self.scope = when_satisfied, scope
         self.iteration = 0  #: steps done; the next one is i = iteration + 1
+        self._satisfied = LateFlag()  # whether the last step had P <= tau for all constraints; in the checkpoint
 
     def start(self, trainer: Trainer, module: PenalisedModule) -> None:
         if self.scope == "batch":
@@ -71,16 +74,27 @@ class PenaltyScheduler(ConstraintCallback):
         self._write(module)
 
     def update(self, trainer: Trainer, module: PenalisedModule, violations: Violations) -> None:
-        satisfied = bool((violations.penalty <= self.stop_below).all())
+        satisfied = (violations.penalty <= self.stop_below).all()
         self.iteration += 1
         if self.scope == "batch":
-            if satisfied or self.iteration >= self.max_iterations:
-                self.iteration = 0
-            else:
-                self._sampler(trainer).repeat(self.micro_batches)
+            self._end_of_inner_step(trainer, bool(satisfied))
+        elif self.when_satisfied == "stop":
+            trainer.should_stop = trainer.should_stop or self._satisfied.peek()  # of the step before
+            self._satisfied.put(satisfied)
+        self._write(module)
+
+    def skip(self, trainer: Trainer, module: PenalisedModule) -> None:
+        if self.scope == "batch":  # the next batch comes: its inner loop begins anew
+            self.iteration = 0
+            self._write(module)
+
+    def _end_of_inner_step(self, trainer: Trainer, satisfied: bool) -> None:
+        if satisfied or self.iteration >= self.max_iterations:
+            self.iteration = 0
+        else:
+            self._sampler(trainer).repeat(self.micro_batches)
         if satisfied and self.when_satisfied == "stop":
             trainer.should_stop = True
-        self._write(module)
 
     def _write(self, module: PenalisedModule) -> None:
         growth = (self.initial, self.growth_factor, self.iteration + 1, self.every_n_steps, self.max_iterations)
@@ -96,8 +110,9 @@ class PenaltyScheduler(ConstraintCallback):
         return sampler
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "iteration": self.iteration}
+        return {**super().state_dict(), "iteration": self.iteration, "satisfied": self._satisfied.peek()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self.iteration = state_dict["iteration"]
+        self._satisfied.restore(state_dict["satisfied"])

@@ -6,14 +6,15 @@ All text that comes from files is escaped: configs and names are not trusted.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -74,7 +75,7 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         content, problem = json.loads(path.read_text("utf-8", "replace")), "other JSON"
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         content, problem = None, str(error)
     if not isinstance(content, dict):
         raise ValueError(
@@ -90,13 +91,18 @@ def read_metrics(path: Path) -> Metrics:
     if not path.is_file():
         return columns
     with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        for index, row in enumerate(csv.DictReader(file)):
+        for index, row in enumerate(_csv_rows(file)):
             step, epoch = _float(row.get("step")), _float(row.get("epoch"))
             for name, text in row.items():
                 value = _float(text)
                 if name and name not in ("step", "epoch") and value is not None:
                     columns.setdefault(name, []).append(Point(index if step is None else step, epoch or 0.0, value))
     return {name: sorted(points, key=lambda point: point.step) for name, points in columns.items()}
+
+
+def _csv_rows(file: TextIO) -> Iterator[dict[str, Any]]:
+    with contextlib.suppress(csv.Error):  # from a broken line on nothing is read
+        yield from csv.DictReader(file)
 
 
 class Report(Callback):

@@ -11,6 +11,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
+from constrained_diffusion import untrusted
 from constrained_diffusion.callbacks.keep import put_aside
 from constrained_diffusion.callbacks.table import before_after_table
 
@@ -69,4 +70,4 @@ def versions() -> dict[str, str]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return untrusted.read_json(path) if path.is_file() else {}

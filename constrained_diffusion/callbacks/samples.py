@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from safetensors.torch import save_file
 
 from constrained_diffusion.callbacks.keep import put_aside
+from constrained_diffusion.rejection import Rejection
 
 
 class SampleWriter(Callback):
@@ -36,7 +37,8 @@ class SampleWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._samples.append(outputs.float().cpu())
+        samples = outputs.samples if isinstance(outputs, Rejection) else outputs
+        self._samples.append(samples.float().cpu())
         self._seeds.append(batch.cpu())
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -12,6 +12,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
+from constrained_diffusion.callbacks.unread import UnreadStep, at_log_step, first_broken, unread_step
+from constrained_diffusion.distributed import gather_from_ranks
+
 
 class DivergedError(RuntimeError):
     """The loss is no longer a number."""
@@ -22,7 +25,9 @@ class FitStatus(Callback):
 
     Feasible: some validation found the upper 95 % bound of the share of EMA samples with g > tolerance at or below
     `module.max_violation_rate`; of these the one with the lowest held-out diffusion loss is reported (`best_feasible`).
-    A loss or a weight that is NaN or infinite ends the fit as diverged and leaves the checkpoints as they were.
+    A loss or a weight that is NaN or infinite ends the fit as diverged and leaves the checkpoints as they were. Losses
+    are read at log steps (`trainer.log_every_n_steps`) and before each checkpoint and validation; the first broken step
+    is named, however late it is read.
     """
 
     def __init__(self) -> None:
@@ -33,17 +38,32 @@ class FitStatus(Callback):
         self.last: dict[str, float] = {}
         self._validating = 0.0
         self._started = time.monotonic()  # when the fit is set up: drawing its training set counts
+        self._unread: list[UnreadStep] = []
+        self._step = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._step = trainer.global_step
+        self._unread.clear()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        # Reading a value makes a GPU wait, so there only as often as is logged.
-        if trainer.strategy.root_device.type != "cpu" and batch_idx % trainer.log_every_n_steps:  # type: ignore[attr-defined]
-            return
-        loss = outputs["loss"]
-        finite = bool(torch.isfinite(loss).all())
+        stepped, self._step = trainer.global_step > self._step, trainer.global_step
+        self._unread.append(unread_step(self._step + (not stepped), outputs, batch))
+        if stepped and at_log_step(trainer):  # reading a value makes a GPU wait
+            self._read(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._read(trainer)
+
+    def _read(self, trainer: Trainer) -> None:
+        """End the fit if a loss since the last look was not finite on any rank, at the first such step."""
+        broken = first_broken(self._unread)
+        self._unread.clear()
         # All ranks end together: one that goes on would wait for the others for ever.
-        if trainer.strategy.reduce_boolean_decision(not finite, all=False):
-            terms = [name for name, value in trainer.callback_metrics.items() if not torch.isfinite(value).all()]
-            self._diverged(trainer, f"the loss is {float(loss)}", [*terms, *_broken_rows(outputs, batch)])
+        if trainer.strategy.reduce_boolean_decision(broken is not None, all=False):
+            own = None if broken is None else (broken.step, float(broken.loss), broken.where())
+            found = [each for each in gather_from_ranks(own) if each is not None]
+            step, loss, where = min(found, key=lambda each: each[0])
+            self._diverged(trainer, f"the loss is {loss}", where, step)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._validating = time.monotonic()
@@ -54,16 +74,22 @@ class FitStatus(Callback):
         self._check(trainer, pl_module)
 
     def _check(self, trainer: Trainer, module: LightningModule) -> None:
-        """End the fit if its last step broke weights, which the loss shows only in the next one."""
+        """End the fit if a loss is broken, or if its last step broke weights, which the loss shows only in the next."""
+        self._read(trainer)
         trained = [(name, value) for name, value in module.named_parameters() if value.requires_grad]
         broken = [name for name, value in trained if not torch.isfinite(value).all()]
         if trainer.strategy.reduce_boolean_decision(bool(broken), all=False):
-            self._diverged(trainer, f"{len(broken)} of {len(trained)} tensors of weights are broken", broken[:1])
+            self._diverged(
+                trainer,
+                f"{len(broken)} of {len(trained)} tensors of weights are broken",
+                broken[:1],
+                trainer.global_step,
+            )
 
-    def _diverged(self, trainer: Trainer, what: str, where: list[str]) -> None:
-        _write(trainer, {"status": "diverged", "step": trainer.global_step, "seconds": self._elapsed()})
+    def _diverged(self, trainer: Trainer, what: str, where: list[str], step: int) -> None:
+        _write(trainer, {"status": "diverged", "step": step, "seconds": self._elapsed()})
         raise DivergedError(
-            f"diverged: {what} at step {trainer.global_step} (not finite: {', '.join(where) or 'loss'}); lower the "
+            f"diverged: {what} at step {step} (not finite: {', '.join(where) or 'loss'}); lower the "
             "learning rate or clip gradients (trainer.gradient_clip_val); the last checkpoint is untouched."
         )
 
@@ -101,16 +127,6 @@ class FitStatus(Callback):
         self.seconds, self.evaluation_seconds = state_dict["seconds"], state_dict["evaluation_seconds"]
         self.first = state_dict["first"]
         self.best, self.last = state_dict["best"], state_dict["last"]
-
-
-def _broken_rows(outputs: Any, batch: Any) -> list[str]:
-    """Return, as one item, the places in the training set of this rank's rows that are not finite; none where none."""
-    sums, rows = outputs.get("row_sums"), getattr(batch, "rows", None)
-    if sums is None or rows is None or bool(sums.isfinite().all()):
-        return []
-    broken = rows[~sums.isfinite().to(rows.device)].tolist()
-    more = f" and {len(broken) - 5} more" if len(broken) > 5 else ""
-    return [f"{len(broken)} of {len(sums)} rows, {', '.join(map(str, broken[:5]))}{more} of the training set"]
 
 
 def sentence(status: str, values: dict[str, float], allowed: float, steps: int, seconds: float) -> str:

@@ -11,12 +11,11 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from constrained_diffusion import zoo
+from constrained_diffusion import untrusted, zoo
 
 
 class Classifier(nn.Module, ABC):
@@ -177,23 +176,23 @@ def load_classifier(source: str | Path) -> Classifier:
             "write both with save_classifier."
         )
     try:
-        config = json.loads((folder / CONFIG).read_text())
-        name, arguments = config["class"], config["init_args"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        config = untrusted.read_json(folder / CONFIG)
+        name, arguments = str(config["class"]), dict(config["init_args"])
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f'{folder / CONFIG} should read {{"class": ..., "init_args": {{...}}}}, but it does not '
             f"({type(error).__name__}: {error}); export the classifier again."
         ) from error
     if name not in CLASSIFIERS:
         raise ValueError(f"{folder / CONFIG} names the unknown class '{name}'; known are {', '.join(CLASSIFIERS)}.")
+    weights, _ = untrusted.read_tensors(folder / WEIGHTS)
     try:
-        classifier = CLASSIFIERS[name](**arguments)
-        classifier.load_state_dict(load_file(folder / WEIGHTS))
-    except SafetensorError as error:
-        raise ValueError(
-            f"{folder / WEIGHTS} is no whole safetensors file ({error}); it may be truncated: copy or export it again."
-        ) from error
-    except (RuntimeError, TypeError) as error:
+        with untrusted.no_larger_than(folder / WEIGHTS):
+            classifier = CLASSIFIERS[name](**arguments)
+        classifier.load_state_dict(weights)
+    except ValueError:
+        raise
+    except Exception as error:  # torch has many for sizes that are none
         raise ValueError(
             f"{folder / WEIGHTS} does not hold the weights of {name}({arguments}), which {CONFIG} beside it names: "
             f"{str(error).splitlines()[0]} Export both together."

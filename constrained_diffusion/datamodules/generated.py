@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from rich.progress import track
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from constrained_diffusion import untrusted
 from constrained_diffusion.datamodules.base import DiffusionDataModule, TensorRows
 from constrained_diffusion.denoisers.config import denoiser_config
 from constrained_diffusion.denoisers.export import weights_sha256
@@ -101,7 +102,12 @@ class GeneratedDataModule(DiffusionDataModule):
             if trainer.is_global_zero:
                 _write(path, clean)
         trainer.strategy.barrier("generated samples")
-        clean = load_file(path)["clean"]
+        clean = untrusted.read_tensors(path, "clean")[0]["clean"]
+        if clean.shape != (expected := (self.samples + self.held_out, *self.sample_shape)):
+            raise ValueError(
+                f"the cache '{path}' should hold samples of shape {expected}, but holds {tuple(clean.shape)}; delete "
+                "it, so that they are drawn again."
+            )
         train, held_out = clean[: self.samples], clean[self.samples :]
         if self.only_feasible:
             module = self._module

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from constrained_diffusion import untrusted
 from constrained_diffusion.datamodules.base import DiffusionDataModule, TensorRows
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
@@ -48,16 +49,11 @@ class ImageFolderDataModule(DiffusionDataModule):
         return TensorRows(images[~held_out]), TensorRows(images[held_out])
 
     def _read(self, path: Path) -> Tensor:
-        from PIL import Image, ImageOps, UnidentifiedImageError
+        from PIL import ImageOps
 
-        try:
-            with Image.open(path) as image:
-                upright = ImageOps.exif_transpose(image)  # cameras write pixels as they lie and note which way is up
-                square = ImageOps.fit(upright.convert("L" if self.channels == 1 else "RGB"), (self.size, self.size))
-        except (UnidentifiedImageError, OSError) as error:
-            raise ValueError(
-                f"'{path}' is not a picture that Pillow can read ({error}); mend it or take it out."
-            ) from error
+        with untrusted.open_picture(path) as image:
+            upright = ImageOps.exif_transpose(image)  # cameras write pixels as they lie and note which way is up
+            square = ImageOps.fit(upright.convert("L" if self.channels == 1 else "RGB"), (self.size, self.size))
         pixels = torch.from_numpy(np.array(square)).reshape(self.size, self.size, self.channels)
         return pixels.permute(2, 0, 1)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from constrained_diffusion import untrusted
 from constrained_diffusion.datamodules.base import DiffusionDataModule, TensorRows
 
 
@@ -55,8 +57,12 @@ class MNISTDataModule(DiffusionDataModule):
         except ImportError as error:
             raise ImportError('MNIST needs torchvision: pip install "constrained-diffusion[image]"') from error
         try:
+            for pickled in Path(self.data_dir, "MNIST", "processed").glob("*.pt"):  # which torchvision prefers
+                untrusted.check_archive(pickled)
             digits = MNIST(self.data_dir, train=train, download=self.download)
-        except (RuntimeError, OSError, ValueError, AssertionError) as error:  # torchvision's for absent and cut files
+            if digits.data.shape != (len(digits.targets), 28, 28) or not 0 <= int(digits.targets.min()) <= 9:
+                raise ValueError(f"images of shape {tuple(digits.data.shape)} with {len(digits.targets)} labels")
+        except Exception as error:  # what torchvision raises for absent, cut and damaged files has no common base
             raise FileNotFoundError(
                 f"MNIST was not found whole under '{self.data_dir}' (expected MNIST/raw/*-ubyte there): set data_dir, "
                 "or the environment variable CONSTRAINED_DIFFUSION_DATA, to the folder that holds MNIST/, or set "

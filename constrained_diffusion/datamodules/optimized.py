@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
+from constrained_diffusion import untrusted
 from constrained_diffusion.datamodules.base import DiffusionDataModule, TensorRows
 
 
@@ -21,7 +21,7 @@ class OptimizedDataModule(DiffusionDataModule):
 
     Raises:
         FileNotFoundError: the folder holds no samples.
-        ValueError: there are not more than `held_out`.
+        ValueError: there are not more than `held_out`, a file is damaged, or the samples differ in shape.
     """
 
     def __init__(self, run: str, held_out: int = 1, **kwargs: Any) -> None:
@@ -40,5 +40,12 @@ class OptimizedDataModule(DiffusionDataModule):
                 f"'{self.run}' holds {len(files)} samples, of which {self.held_out} are to be held out: expected at "
                 "least 1 of them, and fewer than all; optimise more samples, or lower held_out."
             )
-        clean = torch.stack([load_file(file)["sample"] for file in files])
+        samples = [untrusted.read_tensors(file, "sample")[0]["sample"] for file in files]
+        shape = samples[0].shape
+        if other := next((file for file, sample in zip(files, samples, strict=True) if sample.shape != shape), None):
+            raise ValueError(
+                f"'{files[0]}' holds a sample of shape {tuple(shape)}, and '{other}' one of another: expected samples "
+                "of one run; take the other out."
+            )
+        clean = torch.stack(samples)
         return TensorRows(clean[: -self.held_out]), TensorRows(clean[-self.held_out :])

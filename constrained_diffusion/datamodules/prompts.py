@@ -101,8 +101,9 @@ def _lines(path: Path) -> Iterator[tuple[str, Any]]:
         if line.strip():
             try:
                 yield place, json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{place}: expected {_EXPECTED}, got {line.strip()[:80]!r} ({error.msg}).") from error
+            except (ValueError, RecursionError) as error:
+                said = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+                raise ValueError(f"{place}: expected {_EXPECTED}, got {line.strip()[:80]!r} ({said}).") from error
 
 
 def _row(value: Any, place: str, shared: list[int]) -> _Row:
@@ -110,6 +111,8 @@ def _row(value: Any, place: str, shared: list[int]) -> _Row:
     prompt = fields.get("prompt")
     if not isinstance(prompt, str) or not prompt.strip() or {"seed", "seeds"} <= fields.keys():
         raise ValueError(f"{place}: expected {_EXPECTED}, got {str(value)[:80]!r}.")
+    if not prompt.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in prompt):  # no tokenizer takes it
+        raise ValueError(f"{place}: the prompt {prompt[:80]!r} holds half of a letter, perhaps cut; write it again.")
     if "seed" in fields:
         return _Row(prompt, _seeds([fields["seed"]], place), place)
     return _Row(prompt, _seeds(fields["seeds"], place) if "seeds" in fields else shared, place)
@@ -117,7 +120,10 @@ def _row(value: Any, place: str, shared: list[int]) -> _Row:
 
 def _seeds(seeds: Any, place: str) -> list[int]:
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
-        raise ValueError(f"{place}: expected seeds as a list of integers >= 0, at least one, got {seeds}.")
+        got = str(seeds)[:80]
+        raise ValueError(f"{place}: expected seeds as a list of integers >= 0, at least one, got {got}.")
+    if max(seeds) >= 2**63:  # it names files too
+        raise ValueError(f"{place}: expected seeds below 2^63, got one of {len(str(max(seeds)))} digits.")
     return seeds
 
 

@@ -12,5 +12,12 @@ class SeedsDataModule(DiffusionDataModule):
         ValueError: a fit asks for training rows.
     """
 
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one clean sample: that of the model that samples."""
+        if self.trainer is None or self.trainer.lightning_module is None:
+            raise RuntimeError("SeedsDataModule learns the shape from the model; pass it to a Trainer first.")
+        return tuple(self.trainer.lightning_module.denoiser.sample_shape)  # type: ignore[union-attr, arg-type]
+
     def build(self) -> tuple[TensorRows, TensorRows]:
         raise ValueError("SeedsDataModule has seeds and no rows to train on; for a fit choose GeneratedDataModule.")

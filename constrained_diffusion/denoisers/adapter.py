@@ -95,4 +95,7 @@ def _shape_from_config(network: nn.Module) -> tuple[int, ...]:
             "for example (1, 28, 28)."
         )
     size = config["sample_size"]
-    return (config["in_channels"], *((size, size) if isinstance(size, int) else size))
+    shape = (config["in_channels"], *((size, size) if isinstance(size, int) else size))
+    if not all(type(side) is int and side > 0 for side in shape):
+        raise ValueError(f"the network's config gives a sample the shape {shape}: expected integers above 0.")
+    return shape

@@ -12,6 +12,8 @@ from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.denoisers.schedule import DiffusersSchedule
 from constrained_diffusion.diffusion import NoiseSchedule, Normalizer
 
+_OBJECTS = ("network", "noise_schedule", "normalizer")  #: parts of a config that are objects themselves
+
 
 class Parts(NamedTuple):
     """What a `Denoiser` is made of, in the order of its arguments; None where the source does not say."""
@@ -76,6 +78,8 @@ def is_diffusers(network: nn.Module) -> bool:
 
 def parts(config: dict[str, Any], network: nn.Module | None, schedule: NoiseSchedule | None, source: str) -> Parts:
     """Return the parts that `config` describes; `network` and `schedule` stand in for its own; errors name `source`."""
+    if not isinstance(config, dict) or not all(isinstance(config.get(key) or {}, dict) for key in _OBJECTS):
+        raise ValueError(f"{source} holds a config that is damaged: expected an object with {', '.join(_OBJECTS)}.")
     described = config.get("network") or {}
     if network is None and described.get("config") is None:
         raise ValueError(
@@ -91,9 +95,19 @@ def parts(config: dict[str, Any], network: nn.Module | None, schedule: NoiseSche
         if schedule is None:
             schedule = NoiseSchedule(**stored) if "alphas_cumprod" in stored else DiffusersSchedule(stored)
         normalizer = Normalizer(**config["normalizer"]) if config.get("normalizer") else None
-    except (TypeError, LookupError) as error:
+    except (ValueError, ImportError):
+        raise
+    except Exception as error:  # what diffusers' networks raise on settings that do not fit has no common base
         raise ValueError(f"{source} holds a config that is damaged, or of another version: {error}.") from error
-    return Parts(network, schedule, normalizer, tuple(config["sample_shape"]) if config.get("sample_shape") else None)
+    return Parts(network, schedule, normalizer, _shape(config.get("sample_shape"), source))
+
+
+def _shape(stored: Any, source: str) -> tuple[int, ...] | None:
+    if not stored:
+        return None
+    if not isinstance(stored, list) or not all(type(side) is int and side > 0 for side in stored):
+        raise ValueError(f"{source} holds the sample_shape {str(stored)[:80]}: expected integers above 0.")
+    return tuple(stored)
 
 
 def network_class(name: str, source: object) -> Any:

@@ -6,18 +6,13 @@ diffusers' own networks. Weights are taken strictly: a missing, left-over or mis
 
 from __future__ import annotations
 
-import json
-import pickle
 import re
-import struct
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from constrained_diffusion import zoo
+from constrained_diffusion import untrusted, zoo
 from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.denoisers.config import Parts, build, denoiser_config, network_class, parts
 from constrained_diffusion.denoisers.schedule import DiffusersSchedule
@@ -32,11 +27,6 @@ METADATA_KEY = "constrained_diffusion"  #: the config in a safetensors file's me
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _COMPONENTS = ("unet", "transformer")
 _PATTERNS = ["{}diffusion_pytorch_model.{}", "{}diffusion_pytorch_model-0*.{}"]  # whole or in shards, no half precision
-# What torch, safetensors and diffusers raise on files that are cut, foreign or full of code.
-_UNREADABLE = (
-    pickle.UnpicklingError, SafetensorError, struct.error, RuntimeError, ValueError, OSError, EOFError, LookupError,
-    TypeError, AttributeError, AssertionError,
-)  # fmt: skip
 
 
 class PretrainedDenoiser(Denoiser):
@@ -125,7 +115,7 @@ def _from_diffusers(folder: Path, network: nn.Module | None, schedule: NoiseSche
         raise ValueError(
             f"'{folder}' is no diffusers folder: expected a model_index.json (a pipeline) or config.json (a network)."
         )
-    component = next((name for name in _COMPONENTS if index.get(name, [None])[0]), None)
+    component = next((name for name in _COMPONENTS if isinstance(index.get(name), list) and any(index[name])), None)
     if index and component is None:
         raise ValueError(f"the pipeline in '{folder}' has no noise predictor: expected a {' or '.join(_COMPONENTS)}.")
     scheduler = _json(folder / "scheduler" / "scheduler_config.json") or _json(folder / "scheduler_config.json")
@@ -150,11 +140,15 @@ def _diffusers_network(folder: Path) -> nn.Module:
             f"the network in '{folder}' takes {channels[0]} channels and returns {channels[1]}: expected as many "
             "(learned variances and masks are not supported); wrap it in a module that returns the noise alone."
         )
+    fast = is_accelerate_available()
     try:
-        network, found = cls.from_pretrained(
-            str(folder), output_loading_info=True, local_files_only=True, low_cpu_mem_usage=is_accelerate_available()
-        )
-    except _UNREADABLE as error:
+        for pickled in folder.glob("*.bin"):
+            untrusted.check_archive(pickled)
+        with untrusted.no_larger_than(folder):
+            network, found = cls.from_pretrained(
+                str(folder), output_loading_info=True, local_files_only=True, low_cpu_mem_usage=fast
+            )
+    except Exception as error:  # torch, safetensors and diffusers have many, without a common base
         raise _foreign(folder, error) from error
     if found["missing_keys"] or found["mismatched_keys"]:
         first = sorted(found["missing_keys"] or found["mismatched_keys"])[0]
@@ -165,32 +159,32 @@ def _diffusers_network(folder: Path) -> nn.Module:
 
 def _from_checkpoint(path: Path, network: nn.Module | None, schedule: NoiseSchedule | None) -> Parts:
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        state = dict(checkpoint["state_dict"])
-    except _UNREADABLE as error:
+        checkpoint = untrusted.read_checkpoint(path, "state_dict")
+    except ValueError as error:
         raise _foreign(path, error) from error
+    state = checkpoint["state_dict"]
     prefix = "ema." if any(key.startswith("ema.") for key in state) else "denoiser.network."
     weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     if not weights:
         raise _foreign(path, "it holds no denoiser")
     if any(".lora_A." in key for key in weights):
         raise ValueError(f"'{path}' holds LoRA adapters, not whole weights: give the folder that the fit exported.")
-    loaded = parts(checkpoint.get("denoiser") or {}, network, schedule, f"'{path}'")
+    with untrusted.no_larger_than(path):
+        loaded = parts(checkpoint.get("denoiser") or {}, network, schedule, f"'{path}'")
     _fill(loaded.network, weights, path)
     return loaded
 
 
 def _from_safetensors(path: Path, network: nn.Module | None, schedule: NoiseSchedule | None) -> Parts:
     try:
-        with safe_open(path, framework="pt") as file:
-            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (the file itself is no iterable)
-            metadata = file.metadata() or {}
-    except _UNREADABLE as error:
+        weights, metadata = untrusted.read_tensors(path)
+    except ValueError as error:
         raise _foreign(path, error) from error
     twins = (path.with_suffix(".json"), path.parent / CONFIG_NAME)
-    own = json.loads(metadata.get(METADATA_KEY, "null"))
+    own = untrusted.parse_json(metadata.get(METADATA_KEY, "null"), path)
     config = own or next((_json(twin) for twin in twins if twin.is_file()), {})
-    loaded = parts(config, network, schedule, f"'{path}'")
+    with untrusted.no_larger_than(path):
+        loaded = parts(config, network, schedule, f"'{path}'")
     _fill(loaded.network, weights, path)
     return loaded
 
@@ -198,7 +192,7 @@ def _from_safetensors(path: Path, network: nn.Module | None, schedule: NoiseSche
 def _fill(network: nn.Module, weights: dict[str, Tensor], source: Path) -> None:
     own = network.state_dict()
     missing, extra = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
-    misshapen = [key for key in own if key in weights and own[key].shape != weights[key].shape]
+    misshapen = [key for key in own if key in weights and own[key].shape != getattr(weights[key], "shape", None)]
     if missing or extra or misshapen:
         first = (missing + extra + misshapen)[0]
         raise _foreign(
@@ -206,7 +200,10 @@ def _fill(network: nn.Module, weights: dict[str, Tensor], source: Path) -> None:
             f"of the {len(own)} tensors of a {type(network).__name__}, {len(missing)} are missing and "
             f"{len(misshapen)} have another shape; {len(extra)} are left over (the first: {first})",
         )
-    network.load_state_dict(weights)
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:  # sparse or quantised tensors
+        raise _foreign(source, error) from error
 
 
 def _foreign(source: Path, detail: object) -> ValueError:
@@ -218,13 +215,7 @@ def _foreign(source: Path, detail: object) -> ValueError:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"'{path}' is no valid JSON, perhaps truncated ({error}); fetch it again.") from error
-    return content
+    return untrusted.read_json(path) if path.is_file() else {}
 
 
 def _download(source: str) -> Path:

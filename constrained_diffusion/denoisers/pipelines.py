@@ -11,6 +11,8 @@ _EXPECTED = {
     "tokenizer": "",
     "scheduler": "",
 }
+_LIBRARIES = {"diffusers", "transformers"}  #: whose classes a pipeline may name; loading one imports its library
+_NEVER_LOADED = {"safety_checker", "feature_extractor", "image_encoder"}
 _EXAMPLES = "'stable-diffusion-v1-5/stable-diffusion-v1-5' or 'stabilityai/stable-diffusion-xl-base-1.0'"
 
 
@@ -63,13 +65,20 @@ def is_xl(source: str) -> bool:
 
     try:
         index = DiffusionPipeline.load_config(source)
-        parts = {name: part[1] for name, part in index.items() if isinstance(part, list) and part[0]}
+        listed = {name: part for name, part in index.items() if isinstance(part, list) and part[0]}
+        parts = {name: str(part[1]) for name, part in listed.items()}
         unet = UNet2DConditionModel.load_config(source, subfolder="unet") if "unet" in parts else {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise FileNotFoundError(
             f"'{source}' is no diffusers pipeline: expected a folder with a model_index.json and a folder per part, or "
             "a hub id owner/name that can be reached; make a folder of a single file by diffusers' from_single_file."
         ) from error
+    loaded = {str(part[0]) for name, part in listed.items() if name not in _NEVER_LOADED}
+    if other := sorted(loaded - _LIBRARIES):
+        raise ValueError(
+            f"the pipeline at '{source}' names a part of '{other[0][:80]}', whose code is not trusted: expected parts "
+            f"of {' and '.join(sorted(_LIBRARIES))} alone; use one like {_EXAMPLES}."
+        )
     if came := _foreign(parts, unet):
         raise ValueError(
             f"expected a Stable Diffusion 1.x, 2.x or SDXL text-to-image pipeline, but '{source}' is a "

@@ -7,6 +7,8 @@ from typing import Any
 
 from constrained_diffusion.diffusion import NoiseSchedule
 
+LONGEST = 1_000_000  #: noise levels; a thousand are usual
+
 
 class DiffusersSchedule(NoiseSchedule):
     """The noise schedule of a diffusers scheduler config.
@@ -40,6 +42,12 @@ class DiffusersSchedule(NoiseSchedule):
             raise ValueError(
                 f"a scheduler config has no setting '{unknown[0]}'; expected some of {', '.join(expected)}."
             )
-        scheduler = DDPMScheduler.from_config({key: value for key, value in config.items() if key in expected})
+        levels = config.get("num_train_timesteps", 1000)
+        if type(levels) is not int or not 1 <= levels <= LONGEST:
+            raise ValueError(f"num_train_timesteps must be an integer in 1 .. {LONGEST:,}, got {str(levels)[:80]}.")
+        try:
+            scheduler = DDPMScheduler.from_config({key: value for key, value in config.items() if key in expected})
+        except Exception as error:  # what it raises on settings of the wrong kind has no common base
+            raise ValueError(f"this scheduler config does not make a DDPMScheduler: {error}.") from error
         super().__init__(scheduler.alphas_cumprod, scheduler.config["prediction_type"])
         self.config: dict[str, Any] = {key: scheduler.config[key] for key in expected}

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from constrained_diffusion.diffusion import NoiseSchedule
+from constrained_diffusion.precision import unrounded
 
 
 class Conditioned(NamedTuple):
@@ -53,7 +54,8 @@ def condition_on_feasible(
     flat, bank = noisy.float().flatten(1), samples.float().flatten(1)
     signal, sigma = schedule.coefficients(timesteps, flat)
     # ||x_t - s x_i||^2 without the term that all i share
-    distance = signal.square() * bank.square().sum(1) - 2 * signal * (flat @ bank.T)
+    with unrounded(noisy):  # the rows of the bank differ by less than half precision resolves
+        distance = signal.square() * bank.square().sum(1) - 2 * signal * (flat @ bank.T)
     evidence = -distance / (2 * sigma.square())
     undecided = torch.zeros_like(timesteps, dtype=torch.bool) if open_from is None else timesteps >= open_from
     if rows is not None:
@@ -62,7 +64,8 @@ def condition_on_feasible(
     weight = evidence.softmax(1).nan_to_num()  # of a bank of one nothing may be left
     # Normalised among the feasible ones by themselves, which holds where their share is too small for a quotient.
     inside = evidence.masked_fill(feasible == 0, -torch.inf).softmax(1).nan_to_num()
-    shift = ((inside - weight) @ bank).reshape(noisy.shape)
-    probability = (weight @ feasible).clamp(max=1)
+    with unrounded(noisy):
+        shift = ((inside - weight) @ bank).reshape(noisy.shape)
+        probability = (weight @ feasible).clamp(max=1)
     fully = undecided & (feasible > 0).any()  # of a bank without feasible samples nothing can be learnt
     return Conditioned(shift.to(noisy.dtype), torch.where(fully, torch.ones_like(probability), probability))

@@ -1,4 +1,4 @@
-"""What a diffusion LightningModule does besides training: sample, validate, test, predict, checkpoint, export."""
+"""What a diffusion LightningModule does besides training: sample, validate, test, checkpoint, export."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from constrained_diffusion import zoo
@@ -22,24 +21,25 @@ from constrained_diffusion.denoisers.export import export, weights_sha256
 from constrained_diffusion.denoisers.loading import denoiser_config
 from constrained_diffusion.distributed import sum_over_ranks
 from constrained_diffusion.fine_tuning.lora import adapters_off, merge_adapters
+from constrained_diffusion.fine_tuning.networks import DiffusionNetworks
 from constrained_diffusion.metrics.evaluation import Evaluation
 from constrained_diffusion.metrics.proportion import ViolationRate
 from constrained_diffusion.objectives import Constraint
+from constrained_diffusion.precision import Single, single, unrounded
 from constrained_diffusion.randomness import keyed_normal
 from constrained_diffusion.sampling import Sampler, ddim, seeded_noise
 
 Weights = Literal["ema", "raw", "pretrained"]
-TRAINING, HELD_OUT = 1, 2  # streams of random numbers
+TRAINING, HELD_OUT, NETWORK = 1, 2, 3  # streams of random numbers
 ELSEWHERE = ("evaluation.", "constraints.", "own_violation.")  # state that checkpoints leave to its own files
 
 
-class EvaluatedDiffusion(LightningModule):
+class EvaluatedDiffusion(DiffusionNetworks):
     """The evaluation half of `ConstrainedDiffusion`; see there for the arguments.
 
     `results` holds what `test` measured: `before` (the pretrained weights, where there are constraints) and `after`.
     """
 
-    ema: nn.Module
     lora: dict[str, Any] | None
     batches_seen: int
 
@@ -55,7 +55,7 @@ class EvaluatedDiffusion(LightningModule):
         recompute: bool,
     ) -> None:
         super().__init__()
-        self.denoiser, self.constraints = denoiser, nn.ModuleList(constraints)
+        self.denoiser, self.constraints = denoiser, Single(constraints)
         self.constraint_names = _unique_names(constraints)
         self.evaluation, self.sampler, self.seed, self.recompute = evaluation, sampler, seed, recompute
         self.max_violation_rate = max_violation_rate
@@ -96,11 +96,11 @@ class EvaluatedDiffusion(LightningModule):
         with self._evaluating(weights) as network:
             samples = ddim(lambda x, t: self.denoiser.predict(x, t, network=network), schedule, z, sampler)
         normalizer = self.denoiser.normalizer
-        return normalizer.denormalize(normalizer.clamp(samples))
+        return normalizer.denormalize(normalizer.clamp(single(samples)))
 
     @contextmanager
     def _evaluating(self, weights: Weights) -> Iterator[nn.Module]:
-        network = {"ema": self.ema, "raw": self.denoiser.network, "pretrained": self.pretrained}[weights]
+        network = self.averaged if weights == "ema" else self.denoiser.network if weights == "raw" else self.pretrained
         training = network.training
         adapters = adapters_off(network) if weights == "pretrained" and self.lora else nullcontext()
         precision = self._trainer.precision_plugin.forward_context() if self._trainer else nullcontext()
@@ -157,7 +157,8 @@ class EvaluatedDiffusion(LightningModule):
         # Multiples of the golden ratio spread evenly over the schedule, however many rows there are.
         fractions = torch.tensor([(i * 0.6180339887498949) % 1 for i in index])
         timesteps = (fractions * schedule.num_timesteps).long().to(clean.device)
-        output = self.denoiser.call(self.ema, schedule.add_noise(clean, noise, timesteps), timesteps, batch.condition)
+        noisy = schedule.add_noise(clean, noise, timesteps)
+        output = self.denoiser.call(self.averaged, noisy, timesteps, batch.condition)
         return (output - schedule.target(clean, noise, timesteps)).square().mean()
 
     def on_test_start(self) -> None:
@@ -178,15 +179,13 @@ class EvaluatedDiffusion(LightningModule):
             if self.evaluation is not None:
                 self.evaluation.compare(self.results["before"], self.results["after"])
 
-    def predict_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        return self.sample(batch.tolist())
-
     @torch.no_grad()
     def _measure(self, samples: Tensor, evaluation: Evaluation | None, own: ViolationRate) -> None:
         if evaluation is not None:
             evaluation.update(samples)
         judged = [c for c in self.constraints if not c.needs_step_record]
-        violating = [(c(samples).reshape(len(samples), -1) > c.tolerance).any(1) for c in judged]
+        with unrounded(samples):
+            violating = [(c(samples).reshape(len(samples), -1) > c.tolerance).any(1) for c in judged]
         own.update(torch.stack([*violating, torch.zeros(len(samples), dtype=torch.bool, device=samples.device)]).any(0))
 
     def _measured(self, evaluation: Evaluation | None, own: ViolationRate) -> dict[str, Any]:
@@ -246,7 +245,7 @@ class EvaluatedDiffusion(LightningModule):
             folder: a new or an empty one.
             checkpoint: one of this model's, whose EMA weights to write in place of the present ones.
         """
-        network = copy.deepcopy(self.ema)
+        network = copy.deepcopy(self.averaged)
         if checkpoint is not None:
             state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
             network.load_state_dict({k.removeprefix("ema."): v for k, v in state.items() if k.startswith("ema.")})
@@ -274,7 +273,7 @@ class EvaluatedDiffusion(LightningModule):
     def weights_sha256(self) -> dict[str, str]:
         """Return the hashes of the pretrained weights (where a copy is kept) and of the EMA weights."""
         before = {"before": weights_sha256(self._frozen[0])} if self._frozen else {}
-        return {**before, "after": weights_sha256(self.ema)}
+        return {**before, "after": weights_sha256(self.averaged)}
 
 
 def loss_rows(batch: Batch) -> list[int]:

@@ -5,27 +5,37 @@ from __future__ import annotations
 import copy
 from contextlib import nullcontext
 from dataclasses import fields, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from constrained_diffusion.datamodules.base import DiffusionDataModule
 from constrained_diffusion.datamodules.batch import Batch
 from constrained_diffusion.denoisers.adapter import Denoiser, Prediction
 from constrained_diffusion.distributed import sum_over_ranks
 from constrained_diffusion.fine_tuning.conditioning import condition_on_feasible
-from constrained_diffusion.fine_tuning.evaluated import TRAINING, EvaluatedDiffusion
+from constrained_diffusion.fine_tuning.evaluated import NETWORK, TRAINING
 from constrained_diffusion.fine_tuning.formulation import formulation as named_formulation
 from constrained_diffusion.fine_tuning.lora import adapters_off, add_adapters
-from constrained_diffusion.fine_tuning.penalty import balance, multiplier_weight, quadratic_penalty, released, violation
+from constrained_diffusion.fine_tuning.penalty import (
+    balance,
+    mean_penalty,
+    multiplier_weight,
+    quadratic_penalty,
+    released,
+    violation,
+)
+from constrained_diffusion.fine_tuning.rejecting import RejectingDiffusion
 from constrained_diffusion.metrics.evaluation import Evaluation
 from constrained_diffusion.objectives import Constraint, StepRecord
-from constrained_diffusion.randomness import keyed_normal, stratified_timesteps
+from constrained_diffusion.precision import never_half, single, unrounded
+from constrained_diffusion.randomness import keyed_normal, mix, stratified_timesteps, to_device
+from constrained_diffusion.rejection import check_rejection
 from constrained_diffusion.sampling import Sampler
 
+STEERING = ("penalty_coefficient", "stop_below", "multiplier", "augmentation")  #: what callbacks write
 BANK = 4096  #: at most so many training samples stand for the pretrained model's distribution
 
 
@@ -40,7 +50,7 @@ class Measured(NamedTuple):
     each: Tensor  #: `(B',)`, what each row of this rank below T_phi adds to the sums, all constraints together
 
 
-class ConstrainedDiffusion(EvaluatedDiffusion):
+class ConstrainedDiffusion(RejectingDiffusion):
     """Train a denoiser, under constraints if there are any; one trained pass and one backward per step.
 
     Subclass it for another loss: `diffusion_loss` and `penalty` are the two terms, `training_step` puts them together.
@@ -62,11 +72,15 @@ class ConstrainedDiffusion(EvaluatedDiffusion):
         max_violation_rate: a fit is feasible where the upper 95 % bound of the share of samples with g > tolerance is
             at most this.
         recompute: sample the pretrained model again in `test`, even where its samples are stored beside the weights.
+        reject_violations: let `predict` draw for every seed until its sample satisfies the constraints by their own g,
+            and certify the samples (`callbacks.Certificate`).
+        max_draws: after so many draws without a feasible sample `predict` ends as infeasible.
         seed: keys the noise and timesteps of training.
         optimizer, lr_scheduler: factories; the learning rate is stepped once per optimiser step.
 
     Raises:
-        ValueError: T_phi outside the schedule, an unknown formulation, or a decay outside [0, 1).
+        ValueError: T_phi outside the schedule, an unknown formulation, a decay outside [0, 1), or samples that no
+            constraint can reject.
     """
 
     penalty_coefficient: Tensor
@@ -88,6 +102,8 @@ class ConstrainedDiffusion(EvaluatedDiffusion):
         lora: dict[str, Any] | None = None,
         max_violation_rate: float = 0.01,
         recompute: bool = False,
+        reject_violations: bool = False,
+        max_draws: int = 100,
         seed: int = 0,
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -110,18 +126,26 @@ class ConstrainedDiffusion(EvaluatedDiffusion):
             )
         if not 0 <= ema_decay < 1:
             raise ValueError(f"ema_decay must lie in [0, 1), got {ema_decay}.")
+        if reject_violations:
+            check_rejection(given, max_draws)
+        self.reject_violations, self.max_draws = reject_violations, max_draws
         self.formulation, self.max_timestep = named_formulation(formulation), max_timestep or total
         self.open_from = total // 2 if open_from is None else open_from
         self.snr_gamma, self.lora, self.optimizer, self.lr_scheduler = snr_gamma, lora, optimizer, lr_scheduler
-        self.register_buffer("penalty_coefficient", torch.ones(len(given)))
-        self.register_buffer("stop_below", torch.zeros(len(given)))
-        self.register_buffer("multiplier", torch.zeros(len(given)))
-        self.register_buffer("augmentation", torch.zeros(len(given)))
+        for name in STEERING:
+            self.register_buffer(name, torch.full((len(given),), float(name == "penalty_coefficient")))
         if lora:
             add_adapters(denoiser.network, lora)
         self.ema = copy.deepcopy(denoiser.network).requires_grad_(False).eval()
-        self._update_ema = get_ema_multi_avg_fn(ema_decay)
+        self.ema_decay = ema_decay
         self.batches_seen = 0
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        steering = {name: getattr(self, name) for name in STEERING}
+        super()._apply(fn, recurse)
+        for name, value in steering.items():  # half precision would round small growth of a multiplier away
+            setattr(self, name, never_half(fn)(value))
+        return self
 
     def setup(self, stage: str) -> None:
         shape = getattr(self.trainer.datamodule, "sample_shape", self.denoiser.sample_shape)  # type: ignore[attr-defined]
@@ -149,20 +173,22 @@ class ConstrainedDiffusion(EvaluatedDiffusion):
                     'a DiffusionDataModule; fit with `datamodule=...`, or choose "anchored_algorithm1".'
                 )
             clean = data.data[0].__getitems__(list(range(min(BANK, len(data.data[0]))))).clean
-            clean = clean.to(self.penalty_coefficient)  # to the device and the precision of the module
-            feasible = torch.cat([self.feasible(part) for part in clean.split(256)])
+            clean = clean.to(self.device, self.dtype)  # type: ignore[arg-type]  # Lightning's annotation allows a str
+            feasible = torch.cat([self._obeys(part) for part in clean.split(256)])
             self._bank = (self.denoiser.normalizer.normalize(clean), feasible)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         schedule, clean = self.denoiser.noise_schedule, self.denoiser.normalizer.normalize(batch.clean)
         rows = range(self.global_rank * len(clean), (self.global_rank + 1) * len(clean))
         key, world = (self.seed, TRAINING, self.batches_seen), self.trainer.world_size
-        noise = keyed_normal([(*key, row) for row in rows], clean.shape[1:]).to(clean)
+        noise = to_device(keyed_normal([(*key, row) for row in rows], clean.shape[1:]), clean.device).to(clean.dtype)
         on_host = stratified_timesteps(
             self.seed, self.batches_seen, rows, len(clean) * world, schedule.num_timesteps, self.max_timestep
         )
+        # What networks draw by themselves, such as dropout, is keyed too: a resumed fit needs no generator's state.
+        torch.manual_seed(mix(self.seed, NETWORK, self.batches_seen, self.global_rank))
         self.batches_seen += 1
-        timesteps = on_host.to(clean.device)
+        timesteps = to_device(on_host, clean.device)
         noisy = schedule.add_noise(clean, noise, timesteps)
         # The frozen model first: the trained pass then reuses the memory of its activations.
         frozen = self._frozen_prediction(noisy, timesteps, batch.condition)
@@ -173,7 +199,7 @@ class ConstrainedDiffusion(EvaluatedDiffusion):
         result = {"loss": loss, "row_sums": prediction.output.detach().flatten(1).sum(1)}
         if self.constraints:
             # T_phi is known on the host: choosing the rows there spares the device a synchronisation.
-            below = (on_host < self.max_timestep).nonzero().squeeze(1).to(clean.device)
+            below = to_device((on_host < self.max_timestep).nonzero().squeeze(1), clean.device)
             record = StepRecord(
                 self.denoiser.normalizer.denormalize(prediction.clean),
                 noisy,
@@ -193,13 +219,9 @@ class ConstrainedDiffusion(EvaluatedDiffusion):
                 logs[f"slack/{name}"] = measured.slack[k]
                 logs[f"penalty_coefficient/{name}"] = self.penalty_coefficient[k].clone()
                 logs[f"multiplier/{name}"] = self.multiplier[k].clone()
-                self.log_dict(
-                    {"P": measured.penalty[k], "violating": measured.violation_rate[k]}, prog_bar=True, logger=False
-                )
         logs["loss/total"] = result["loss"].detach()
-        self.log_dict(logs, batch_size=len(clean))
-        self.log("loss", result["loss"].detach(), prog_bar=True, logger=False)
-        return result
+        self.log_dict(logs, batch_size=len(clean))  # not `prog_bar`, which Lightning reads back in every step
+        return {**result, "terms": logs}
 
     def diffusion_loss(
         self,
@@ -218,7 +240,7 @@ class ConstrainedDiffusion(EvaluatedDiffusion):
             shift, weight = condition_on_feasible(noisy, timesteps, schedule, *bank)
             target = frozen.output + schedule.from_clean(shift, torch.zeros_like(noisy), timesteps)
         elif self.formulation.anchored and frozen is not None:
-            target, weight = frozen.output, self.feasible(batch.clean)
+            target, weight = frozen.output, self._obeys(batch.clean)
         error = (prediction.output - target).square().flatten(1).mean(1)
         if self.snr_gamma is not None:
             error = error * schedule.loss_weight(timesteps, self.snr_gamma).reshape(len(error), -1).mean(1)
@@ -234,14 +256,19 @@ class ConstrainedDiffusion(EvaluatedDiffusion):
             record: the rows that the constraints see.
             noise_error: `(B,)`, ||eps - eps_theta||^2 / dim of *all* rows: E of Algorithm 1, before the mean.
         """
-        with torch.autocast(self.device.type, enabled=False):
+        with unrounded(noise_error):
             squared, excess, violating = zip(*[self._judge(c, record) for c in self.constraints], strict=True)
         sums, slacks, violations = (torch.stack([rows.sum() for rows in part]) for part in (squared, excess, violating))
-        counts = sums.new_tensor([len(record.timesteps), len(noise_error)])
-        parts = [sums, slacks, violations.to(sums), noise_error.sum()[None].to(sums), counts]
+        counts = [sums.new_full((1,), len(rows)) for rows in (record.timesteps, noise_error)]  # filled on the device
+        parts = [sums, slacks, violations.to(sums), noise_error.sum()[None].to(sums), *counts]
         *totals, error, seen = sum_over_ranks(torch.cat(parts)).split([len(sums)] * 3 + [1, 2])
         rows = seen[0].clamp(min=1)
         penalty, slack, rates = (total / rows for total in totals)
+        of_mean = [constraint.in_expectation for constraint in self.constraints]
+        if any(of_mean):
+            sums = torch.stack([mean_penalty(slack[k], slacks[k]) if m else sums[k] for k, m in enumerate(of_mean)])
+            penalty = torch.stack([violation(slack[k]).square() if m else penalty[k] for k, m in enumerate(of_mean)])
+            rates = torch.stack([(slack[k] > 0).to(rates) if m else rates[k] for k, m in enumerate(of_mean)])
         weight = self.penalty_coefficient * released(penalty, self.stop_below)
         if self.formulation.balanced:
             weight = weight * balance(error / seen[1], penalty)
@@ -251,19 +278,9 @@ class ConstrainedDiffusion(EvaluatedDiffusion):
         each = torch.stack([a + b for a, b in zip(squared, excess, strict=True)]).sum(0).detach()
         return Measured(loss, penalty, slack, rates, seen[0], each)
 
-    @torch.no_grad()
-    def feasible(self, clean: Tensor) -> Tensor:
-        """Return 1.0 where `clean` `(B, *shape)`, in data units, satisfies every constraint, else 0.0; shape `(B,)`."""
-        result = torch.ones(len(clean), device=clean.device)
-        for constraint in self.constraints:
-            if not constraint.needs_step_record:
-                values = constraint(clean).reshape(len(clean), -1)
-                result = result * (values <= constraint.tolerance).all(1)
-        return result
-
     def _judge(self, constraint: Any, record: StepRecord) -> tuple[Tensor, Tensor, Tensor]:
         clean, tolerance = record.predicted_clean, constraint.tolerance
-        clean = clean.to(torch.promote_types(clean.dtype, torch.float32))
+        clean = single(clean)
         if not len(clean):  # one rank's part of a batch may lie above T_phi; not every constraint takes an empty batch
             return clean.new_zeros(0), clean.new_zeros(0), clean.new_zeros(0, dtype=torch.bool)
         values = constraint(record if constraint.needs_step_record else clean).reshape(len(clean), -1)
@@ -275,20 +292,11 @@ class ConstrainedDiffusion(EvaluatedDiffusion):
         if not (self.constraints and (self.formulation.anchored or any(c.needs_step_record for c in self.constraints))):
             return None
         adapters = adapters_off(self.denoiser.network) if self.lora else nullcontext()
-        with adapters, torch.inference_mode():
+        # Shards that were put together in inference mode are not fit for autograd.
+        mode = nullcontext() if self.sharded else torch.inference_mode()
+        with adapters, mode:
             output = self.denoiser.call(self.pretrained, noisy, timesteps, condition)
         return self.denoiser.interpret(output.clone(), noisy, timesteps)  # a clone may take part in autograd
-
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        super().optimizer_step(*args, **kwargs)
-        self.update_ema()
-
-    def update_ema(self) -> None:
-        """Move the EMA weights one step towards the trained ones; called after every optimiser step."""
-        trained = [
-            (e, p.detach()) for e, p in zip(self.ema.parameters(), self.denoiser.network.parameters(), strict=True)
-        ]
-        self._update_ema([e for e, _ in trained], [p for _, p in trained], 0)
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer([p for p in self.denoiser.network.parameters() if p.requires_grad])

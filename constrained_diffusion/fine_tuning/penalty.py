@@ -35,6 +35,22 @@ def quadratic_penalty(values: Tensor, tolerance: Tensor | float = 0.0) -> Tensor
     return violation(values, tolerance).square()
 
 
+def mean_penalty(slack: Tensor, part: Tensor) -> Tensor:
+    """Return relu(S) (2 s - stop_gradient(s)) for a part s of what adds up to S: the penalty of a limit on the mean.
+
+    Summed over all parts it has the value relu(S)^2 and its gradient, 2 relu(S) dS, though no part knows the others.
+
+    Args:
+        slack: S, scalar, of all parts.
+        part: s, scalar, with gradient.
+
+    >>> part = torch.tensor([0.3, 0.2], requires_grad=True)
+    >>> mean_penalty(part.sum().detach(), part).sum()
+    tensor(0.2500, grad_fn=<SumBackward0>)
+    """
+    return violation(slack.detach()) * (2 * part - part.detach())
+
+
 def balance(noise_error: Tensor, penalty: Tensor) -> Tensor:
     """Return Algorithm 1's ratio rho = E / max(P, 1e-6), capped and detached (P Alg. 1, line 5).
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor, nn
 
 from constrained_diffusion.objectives import Constraint
+from constrained_diffusion.precision import never_half
 
 
 class Evaluation(nn.Module, ABC):
@@ -17,6 +18,9 @@ class Evaluation(nn.Module, ABC):
     It stays outside training: nothing here is optimised, and no model is selected by it. Its running figures belong in
     torchmetrics states, so that every rank computes the same result; `compute` is therefore to be called on all ranks.
     """
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        return super()._apply(never_half(fn), recurse)  # type: ignore[no-untyped-call, no-any-return]
 
     def bind(self, constraints: Sequence[Constraint]) -> None:
         """Read what the evaluation needs from the fitted constraints; called once, before the first `update`.

@@ -13,7 +13,6 @@ unbiased estimate from all samples, the same on every call.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -25,6 +24,8 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.image.kid import poly_kernel
 from torchmetrics.utilities.data import dim_zero_cat
+
+from constrained_diffusion import untrusted
 
 _ROWS = 1024  # rows of a kernel matrix held at once
 
@@ -116,18 +117,12 @@ class ReferenceFeatures:
             FileNotFoundError: there is no such file.
             ValueError: it is truncated, no safetensors file, or holds other tensors.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         if not Path(path).is_file():
             raise FileNotFoundError(
                 f"reference features expect a safetensors file, but there is none at '{path}'; give the path of one "
                 "that ReferenceFeatures.save wrote, or the name of zoo weights that hold one, such as 'mnist_judge'."
             )
-        try:
-            tensors = load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"'{path}' is no complete safetensors file ({error}); copy or make it again.") from error
+        tensors, _ = untrusted.read_tensors(path)
         expected = [field.name for field in fields(cls)]
         if sorted(tensors) != sorted(expected):
             raise ValueError(
@@ -262,10 +257,12 @@ def inception_features(weights_path: str | Path) -> nn.Module:
             'Inception features need torch-fidelity: run pip install "constrained-diffusion[image]".'
         ) from error
     try:
-        torch.load(weights_path, weights_only=True)  # torch-fidelity itself would unpickle anything
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"'{weights_path}' holds no plain weights ({error}); download it again.") from error
-    return _Inception(FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(weights_path)))
+        untrusted.read_checkpoint(weights_path)  # torch-fidelity itself would unpickle anything
+        extractor = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(weights_path))
+    except (ValueError, RuntimeError) as error:
+        said = " ".join(str(error).split())[:300]
+        raise ValueError(f"'{weights_path}' holds no plain weights ({said}); download it again.") from error
+    return _Inception(extractor)
 
 
 class _Inception(nn.Module):

@@ -7,6 +7,7 @@ With k successes among n independent trials the bounds invert the binomial tails
 | upper | the largest p with P(X <= k; n, p) >= 1 - confidence |
 | lower | the smallest p with P(X >= k; n, p) >= 1 - confidence |
 | interval | lower and upper, each at 1 - (1 - confidence) / 2 |
+| inverse sampling | the same, where one tries until k successes are there, so that n is random |
 """
 
 from __future__ import annotations
@@ -62,6 +63,33 @@ def clopper_pearson_interval(successes: int, n: int, confidence: float = 0.95) -
     """Return the two-sided interval (lower, upper) of a share; arguments and errors as for the upper bound."""
     one_sided = 1 - (1 - confidence) / 2
     return clopper_pearson_lower(successes, n, one_sided), clopper_pearson_upper(successes, n, one_sided)
+
+
+def inverse_sampling_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Return the two-sided interval (lower, upper) of a share that was tried until it had happened `successes` times.
+
+    The number of trials is then the random one (negative binomial), and the last trial is a success by construction.
+    The interval inverts its tails exactly: P(N <= trials) = P(Bin(trials, p) >= successes) gives the lower end,
+    P(N >= trials) = P(Bin(trials - 1, p) <= successes - 1) the upper one.
+
+    Args:
+        successes: k, fixed beforehand, at least 1.
+        trials: how many it took.
+        confidence: how often, over repeated experiments, the interval holds the true share, at least.
+
+    Raises:
+        ValueError: not 1 <= successes <= trials, or the confidence is outside (0, 1).
+
+    Example:
+        >>> low, high = inverse_sampling_interval(10, 10)
+        >>> round(low, 4), high
+        (0.6915, 1.0)
+    """
+    if not 1 <= successes <= trials:
+        raise ValueError(f"inverse sampling expects 1 <= successes <= trials, got {successes} of {trials}.")
+    one_sided = 1 - (1 - confidence) / 2
+    lower = clopper_pearson_lower(successes, trials, one_sided)
+    return lower, clopper_pearson_upper(successes - 1, trials - 1, one_sided) if trials > 1 else 1.0
 
 
 def _log_binomial_coefficients(k: int, n: int) -> Tensor:

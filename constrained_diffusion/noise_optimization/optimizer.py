@@ -21,6 +21,7 @@ from constrained_diffusion.noise_optimization.gradients import Exact, GradientEs
 from constrained_diffusion.noise_optimization.orders import check_size, draw_orders
 from constrained_diffusion.noise_optimization.record import Record, StopReason
 from constrained_diffusion.noise_optimization.regularizers import PRNO, Regularizer
+from constrained_diffusion.precision import unrounded
 
 DEFAULT_OPTIMIZER = partial(Adam, lr=0.01)  # no weight decay: it would shrink z out of the typical set
 ORDERS = 0x0D  # the stream of random orders
@@ -165,7 +166,7 @@ class Run:
         orders = draw_orders(
             flat.shape[1], settings.k, settings.permutations, (settings.seed, ORDERS, self.evaluations)
         )
-        with torch.enable_grad():
+        with torch.enable_grad(), unrounded(flat):
             bounds = log_bounds(flat, orders.to(flat.device), settings.k)
             if flat.requires_grad:
                 regularizer = settings.regularizer.weight * settings.regularizer(flat, bounds).sum()
@@ -243,8 +244,16 @@ class Run:
         """Go on from there.
 
         Raises:
-            ValueError: the state is of another batch.
+            ValueError: the state is of another batch, or damaged.
         """
+        try:
+            self._go_on(state)
+        except (LookupError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"the state is damaged ({type(error).__name__}: {error}); delete it to start the batch anew."
+            ) from error
+
+    def _go_on(self, state: dict[str, Any]) -> None:
         if state["noise"].shape != self.noise.shape:
             raise ValueError(
                 f"the state is of noise of shape {tuple(state['noise'].shape)}, but the batch has "

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import pickle
 from itertools import pairwise
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from constrained_diffusion import untrusted
 from constrained_diffusion.objectives import Reward, register
 from constrained_diffusion.rewards.clip import FrozenCLIP
 
 WIDTHS = (1024, 128, 64, 16, 1)  #: outputs of the head's linear maps
-# What torch and safetensors raise on files that are cut, foreign or full of code.
-_UNREADABLE = (
-    SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, LookupError, AttributeError, TypeError,
-)  # fmt: skip
 
 
 def aesthetic_head(width: int) -> nn.Sequential:
@@ -48,12 +41,12 @@ def load_head(path: str | Path, width: int) -> nn.Sequential:
         )
     try:
         if Path(path).suffix == ".safetensors":
-            weights = load_file(path)
+            weights, _ = untrusted.read_tensors(path)
         else:
-            weights = torch.load(path, map_location="cpu", weights_only=True)
+            weights = untrusted.read_checkpoint(path)
         head = aesthetic_head(width)
         head.load_state_dict({name.removeprefix("layers."): value for name, value in weights.items()})
-    except _UNREADABLE as error:
+    except (ValueError, RuntimeError, LookupError, AttributeError, TypeError) as error:  # of another head
         chain = "-".join(map(str, (width, *WIDTHS)))
         raise ValueError(
             f"'{path}' does not hold the plain weights of a head {chain}, which the image features need "

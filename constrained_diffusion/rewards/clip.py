@@ -137,7 +137,8 @@ def _load(source: str, text: bool) -> tuple[Any, Any]:
     source = str(Path(source).expanduser()) if Path(source).expanduser().is_dir() else source
     try:
         loaded: Any = CLIPModel.from_pretrained(source, output_loading_info=True)
-        tokenizer = AutoTokenizer.from_pretrained(source) if text else None
+        # Not left out: then transformers would ask at the terminal whether to run a tokenizer's own code.
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False) if text else None
     except Exception as error:  # transformers, its hub's client and the file formats have no exception in common
         reason = f"({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
         if Path(source).is_dir():

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from constrained_diffusion import untrusted
 
 _FOLDER = Path(__file__).parent
 
@@ -34,23 +35,30 @@ def stored_samples(folder: Path, settings: dict[str, Any]) -> Tensor | None:
     Args:
         folder: the weights' folder, with `samples.png` (a sheet of equal tiles) and `card.json` (how it was drawn).
         settings: sampler and precision of the caller's run; None is returned where the sheet was drawn otherwise.
+
+    Raises:
+        ValueError: one of the two files is damaged.
     """
     sheet, card = folder / "samples.png", folder / "card.json"
     if not (sheet.is_file() and card.is_file()):
         return None
-    drawn = json.loads(card.read_text()).get("samples", {})
-    if any(drawn.get(key) != value for key, value in settings.items()):
+    drawn = untrusted.read_json(card).get("samples", {})
+    if not isinstance(drawn, dict) or any(drawn.get(key) != value for key, value in settings.items()):
         return None
-    return read_sheet(sheet, drawn["count"], drawn["size"])
+    count, size = drawn.get("count"), drawn.get("size")
+    if type(count) is not int or type(size) is not int or min(count, size) < 1:
+        raise ValueError(f"'{card}' should say count and size of the samples beside it; fetch both again.")
+    return read_sheet(sheet, count, size)
 
 
 def read_sheet(sheet: Path, count: int, size: int) -> Tensor:
     """Return the first `count` tiles of `size` x `size` grey pixels, `(count, 1, size, size)` in [0, 1]."""
     import numpy as np
-    from PIL import Image
 
-    with Image.open(sheet) as image:
+    with untrusted.open_picture(sheet) as image:
         pixels = torch.from_numpy(np.array(image.convert("L")))
+    if min(pixels.shape) < size or (pixels.shape[0] // size) * (pixels.shape[1] // size) < count:
+        raise ValueError(f"'{sheet}' has no {count} tiles of {size} x {size} pixels; fetch it and its card again.")
     tiles = pixels.unfold(0, size, size).unfold(1, size, size).reshape(-1, 1, size, size)
     return tiles[:count].float() / 255
 

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from constrained_diffusion import untrusted
+
 CARD, CARD_TEXT = "card.json", "CARD.md"
 
 
@@ -46,18 +48,22 @@ def read(folder: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: the folder has no card.
+        ValueError: it is damaged, or holds no hashes.
     """
     path = Path(folder) / CARD
     if not path.is_file():
         raise FileNotFoundError(f"'{folder}' has no {CARD}; write it with `python -m constrained_diffusion.zoo.build`.")
-    content: dict[str, Any] = json.loads(path.read_text())
+    content = untrusted.read_json(path)
+    if not isinstance(content.get("sha256"), dict):
+        raise ValueError(f"'{path}' should hold the sha256 of every file beside it, by name; make it again.")
     return content
 
 
 def mismatches(folder: str | Path) -> list[str]:
     """Return the files whose sha256 is not what the card says, or that only one of the two knows, sorted."""
     written, found = read(folder)["sha256"], _hashes(Path(folder))
-    return sorted(file for file in written.keys() | found.keys() if written.get(file) != found.get(file))
+    differ = {file for file in written.keys() & found.keys() if written[file] != found[file]}
+    return sorted(differ | (written.keys() ^ found.keys()))
 
 
 def _hashes(folder: Path) -> dict[str, str]:

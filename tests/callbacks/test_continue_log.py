@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.loggers import CSVLogger
 
-from constrained_diffusion.callbacks import ContinueLog, LastCheckpoint
+from constrained_diffusion.callbacks import ContinueLog, KeepLog, LastCheckpoint
 from constrained_diffusion.callbacks.continue_log import rows
 from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
 
@@ -18,10 +20,13 @@ from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
 def part(tiny_denoiser: Any, tiny_data: Any, fit: Any, tmp_path: Path) -> Any:
     """`part(resume, every, denoiser, ...)`: one part of a run, as the command line does it; an epoch has 4 steps."""
 
-    def run(resume: bool = False, every: int | None = None, denoiser: Any = None, **settings: Any) -> None:
+    def run(
+        resume: bool = False, every: int | None = None, denoiser: Any = None, callbacks: Any = (), **settings: Any
+    ) -> None:
         checkpoint = str(tmp_path / "checkpoints" / "last.ckpt") if resume else None
         logger = CSVLogger(tmp_path, name="", version="", flush_logs_every_n_steps=3)
-        callbacks = [*([ContinueLog(tmp_path / "metrics.csv")] if resume else []), LastCheckpoint(every)]
+        continued = [ContinueLog(tmp_path / "metrics.csv")] if resume else []
+        callbacks = [*continued, KeepLog(), LastCheckpoint(every), *callbacks]
         fixed = {"logger": logger, "log_every_n_steps": 1, "enable_checkpointing": True}
         fit(ConstrainedDiffusion(denoiser or tiny_denoiser()), tiny_data(), callbacks, checkpoint, **fixed, **settings)
 
@@ -64,6 +69,52 @@ def test_rows_after_the_checkpoint_are_made_again(part: Any, file: Path, every: 
     assert steps(file, "val/diffusion_loss") == [3, 7, 11]
 
 
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+@pytest.mark.parametrize("stops", [(1, 2, 3), (4, 5, 8), (3, 9)])
+@pytest.mark.parametrize("every", [None, 1, 3, 4])
+@pytest.mark.parametrize("length", [{"max_epochs": 3}, {"max_steps": 12, "max_epochs": -1}])
+def test_nothing_is_missing_wherever_a_fit_breaks_off(
+    part: Any, file: Path, tmp_path: Path, same: Any, length: dict[str, int], every: int | None, stops: tuple[int, ...]
+) -> None:
+    """It breaks off before the steps `stops`, and in the validation that comes before the last of them, if one does."""
+    last = tmp_path / "checkpoints" / "last.ckpt"
+
+    def go_on(*break_off: Any) -> None:
+        part(resume=last.exists(), every=every, callbacks=break_off, **length)
+
+    for step in stops:
+        with pytest.raises(BrokenOffError):
+            go_on(BreakOff(step, validating=step == stops[-1]))
+    go_on()
+    assert steps(file, "loss/total") == list(range(12))
+    assert steps(file, "val/diffusion_loss") == [3, 7, 11]
+    log, state = file.read_bytes(), torch.load(last, weights_only=True)
+    for path in (last, file, last.with_name(file.name)):
+        path.unlink()
+    go_on()
+    assert file.read_bytes() == log
+    same(torch.load(last, weights_only=True)["state_dict"], state["state_dict"])
+
+
+class BrokenOffError(Exception):
+    pass
+
+
+class BreakOff(Callback):
+    """Ends a fit as a kill would: nothing is written any more."""
+
+    def __init__(self, step: int, validating: bool) -> None:
+        self.step, self.validating = step, validating
+
+    def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
+        if trainer.global_step >= self.step:
+            raise BrokenOffError
+
+    def on_validation_batch_start(self, trainer: Any, *args: Any) -> None:
+        if self.validating and trainer.global_step >= self.step:
+            raise BrokenOffError
+
+
 def test_a_finished_fit_is_left_as_it_is(part: Any, file: Path) -> None:
     part(max_epochs=1)
     before = file.read_bytes()
@@ -84,8 +135,18 @@ def test_a_fit_that_fails_before_its_first_step_leaves_the_file(part: Any, file:
 def test_without_an_earlier_file_there_is_nothing_to_keep(tmp_path: Path, part: Any, file: Path) -> None:
     part(max_epochs=1)
     file.unlink()
+    (tmp_path / "checkpoints" / "metrics.csv").unlink()
     part(resume=True, max_epochs=2)
-    assert steps(file, "loss/total") == [4, 5, 6, 7]
+    assert steps(file, "loss/total") == [3, 4, 5, 6, 7]  # the last row is in the checkpoint
+
+
+def test_a_log_that_a_kill_cut_off_is_mended_by_its_copy(tmp_path: Path, part: Any, file: Path) -> None:
+    part(max_epochs=2)
+    whole = file.read_text()
+    file.write_text(whole[: len(whole) // 3])
+    part(resume=True, max_epochs=3)
+    assert steps(file, "loss/total") == list(range(12))
+    assert file.read_text().startswith(whole)
 
 
 def test_rows_keep_what_was_written() -> None:

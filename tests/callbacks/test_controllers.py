@@ -260,7 +260,8 @@ def test_a_controller_goes_on_from_a_checkpoint(controller: str, tmp_path: Path)
         (lambda: DualAscent(initial=2.0, max_multiplier=1.0), "0 <= initial <= max_multiplier"),
         (lambda: AugmentedLagrangian(progress=1.5), "0 < progress < 1"),
         (lambda: AugmentedLagrangian(slack_tolerance=-1), "slack_tolerance >= 0, got -1"),
-        (lambda: PenaltyScheduler(smoothing=1.0), r"must lie in \[0, 1\), got 1.0"),
+        (lambda: PenaltyScheduler(smoothing=1.0), "whole number of steps to average, at least 2; got 1.0"),
+        (lambda: PenaltyScheduler(smoothing=2.5), "in \\[0, 1\\), or a whole number of steps .* got 2.5"),
     ],
 )
 def test_settings_out_of_range_are_refused(make: Any, told: str) -> None:

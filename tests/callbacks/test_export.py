@@ -54,3 +54,9 @@ def test_a_resumed_fit_exports_anew(scripted: Any, tiny_data: Any, fit: Any, tmp
     fit(module, tiny_data(), [Export(), LastCheckpoint()], last, max_epochs=2, enable_checkpointing=True)
     assert not same(exported(tmp_path), before)
     assert same(exported(tmp_path), module.ema.state_dict())
+
+
+@pytest.mark.parametrize("folder", ["", ".", "..", "../../outside", "/outside", "a/b", "a/../../../../outside"])
+def test_an_export_replaces_nothing_outside_of_the_run(folder: str) -> None:
+    with pytest.raises(ValueError, match="Export expects the name of a folder inside the run"):
+        Export(folder)

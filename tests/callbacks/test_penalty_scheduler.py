@@ -57,9 +57,23 @@ def test_accumulated_micro_batches_are_one_step(run):
     assert got.coefficients == [2.0, 2.0, 4.0, 4.0, 8.0, 8.0, 16.0, 16.0]
 
 
-def test_stop_ends_the_fit_at_the_first_satisfied_step(run):
-    got = run(PenaltyScheduler(stop_below=1e9, when_satisfied="stop"), min_epochs=0)
-    assert len(got.penalties) == 1
+@pytest.mark.parametrize(("scope", "steps"), [("fit", 2), ("batch", 1)])
+def test_stop_ends_the_fit_after_the_first_satisfied_step(run, scope, steps):
+    """With scope "fit" the host reads of a step what the step before it came to."""
+    got = run(PenaltyScheduler(stop_below=1e9, when_satisfied="stop", scope=scope), min_epochs=0)
+    assert len(got.penalties) == steps
+
+
+def test_a_resumed_fit_knows_that_the_last_step_was_satisfied(tiny_denoiser, too_bright, tiny_data, fit, tmp_path):
+    def part(steps, checkpoint=None):
+        module = ConstrainedDiffusion(tiny_denoiser(), too_bright(), "penalty", optimizer=SGD)
+        scheduler = PenaltyScheduler(stop_below=1e9, when_satisfied="stop")
+        trainer = fit(module, tiny_data(), [scheduler], checkpoint, max_steps=steps, max_epochs=-1)
+        trainer.save_checkpoint(tmp_path / f"{steps}.ckpt")
+        return trainer.global_step
+
+    assert part(1) == 1
+    assert part(5, str(tmp_path / "1.ckpt")) == 2
 
 
 def test_release_writes_tau(run, tiny_denoiser, too_bright, tiny_data, fit):

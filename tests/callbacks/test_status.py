@@ -6,6 +6,7 @@ import json
 import logging
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -83,6 +84,38 @@ def test_a_loss_that_is_no_number(
     assert (status(tmp_path)["status"], status(tmp_path)["step"]) == ("diverged", 6)
     last = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["global_step"] == 4
+
+
+@pytest.mark.parametrize(("log_every", "steps"), [(1, 6), (4, 8), (5, 8), (100, 8)])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_losses_are_read_at_log_steps_and_the_first_broken_step_is_named(
+    tiny_denoiser: Any, too_bright: Any, tiny_data: Any, fit: Any, log_every: int, steps: int, accumulate: int
+) -> None:
+    """Four steps an epoch, with a validation at its end, which is read before too."""
+    module = NaNAt(tiny_denoiser(), too_bright(), optimizer=partial(torch.optim.SGD, lr=0.01))
+    settings = {"log_every_n_steps": log_every, "accumulate_grad_batches": accumulate}
+    with pytest.raises(DivergedError, match="the loss is nan at step 6 "):
+        fit(module, tiny_data(batch_size=16 // accumulate), [FitStatus()], max_epochs=3, **settings)
+    assert module.trainer.global_step == steps
+
+
+def test_a_fit_that_ends_between_log_steps_reads_what_is_left(
+    tiny_denoiser: Any, too_bright: Any, tiny_data: Any, fit: Any
+) -> None:
+    module = NaNAt(tiny_denoiser(), too_bright(), optimizer=partial(torch.optim.SGD, lr=0.01))
+    with pytest.raises(DivergedError, match="the loss is nan at step 6 "):
+        fit(module, tiny_data(), [FitStatus()], max_steps=7, max_epochs=-1, limit_val_batches=0)
+
+
+def test_of_several_ranks_the_first_broken_step_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This rank saw nothing wrong; another one did at step 3, a third one at step 2."""
+    ranks = [None, (3, float("nan"), ["late"]), (2, float("inf"), ["early"])]
+    monkeypatch.setattr("constrained_diffusion.callbacks.status.gather_from_ranks", lambda own: [own, *ranks])
+    strategy = SimpleNamespace(reduce_boolean_decision=lambda own, all: True)
+    trainer: Any = SimpleNamespace(strategy=strategy, global_step=5, is_global_zero=True, default_root_dir=tmp_path)
+    with pytest.raises(DivergedError, match=r"the loss is inf at step 2 \(not finite: early\)"):
+        FitStatus().on_train_end(trainer, None)  # type: ignore[arg-type]
+    assert status(tmp_path)["step"] == 2
 
 
 class NaNRow(ConstrainedDiffusion):

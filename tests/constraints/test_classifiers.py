@@ -100,7 +100,7 @@ def test_pretrained_is_frozen_and_stays_in_eval_mode(folder):
 def test_truncated_weights(folder):
     weights = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
-    with pytest.raises(ValueError, match="no whole safetensors file.*may be truncated"):
+    with pytest.raises(ValueError, match="no complete safetensors file.*may be truncated"):
         load_classifier(folder)
 
 
@@ -179,3 +179,10 @@ def test_reference_features_are_the_judges_own():
     assert (spread > 0).all()
     gap = (reference["features"][7].double().mean(0) - mean) / (spread / 1000).sqrt()
     assert gap.abs().max() < 6  # the first 1,000 sevens are a sample of all of them
+
+
+def test_a_classifier_whose_config_claims_what_it_has_not(tmp_path: Path) -> None:
+    save_classifier(DigitCNN(width=2), tmp_path)
+    (tmp_path / "config.json").write_text('{"class": "DigitCNN", "init_args": {"width": 2000}}')
+    with pytest.raises(ValueError, match="describes a network of more than"):
+        load_classifier(tmp_path)

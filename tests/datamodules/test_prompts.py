@@ -155,3 +155,13 @@ def test_files_without_prompts_are_refused(tmp_path: Path) -> None:
     path.write_text('"a"\n"b"\n{"prompt": "a", "seed": 0}\n')
     with pytest.raises(ValueError, match=r"'a' comes twice with seed 0 \(.*, line 1, and .*, line 3\)"):
         PromptsDataModule(prompt_file=str(path))
+
+
+def test_prompts_and_seeds_name_no_files_elsewhere(tmp_path: Path) -> None:
+    data = PromptsDataModule(["../../x", "/etc/passwd", "a\0b"], seeds=[0, 2**63 - 1])
+    assert {job.key for job in data.jobs} == {f"0000{i}-{seed}" for i in range(3) for seed in (0, 2**63 - 1)}
+    with pytest.raises(ValueError, match="expected seeds below 2\\^63, got one of 301 digits"):
+        PromptsDataModule(["a"], seeds=[10**300])
+    (tmp_path / "p.jsonl").write_text('{"prompt": "\\ud800"}')
+    with pytest.raises(ValueError, match="line 1: the prompt .* holds half of a letter"):
+        PromptsDataModule(prompt_file=str(tmp_path / "p.jsonl"))

@@ -74,3 +74,28 @@ def test_a_schedule_must_come_from_somewhere(unet: Any) -> None:
     del config["noise_schedule"]
     with pytest.raises(ValueError, match="no noise schedule: give one"):
         build(config)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"norm_num_groups": 0}, {"layers_per_block": "x"}, {"block_out_channels": [-8, 16]}, {"down_block_types": [3, 4]}],
+)
+def test_settings_that_diffusers_stumbles_over(unet: Any, wrong: dict[str, Any]) -> None:
+    config = denoiser_config(Denoiser(unet(), NoiseSchedule([0.5])))
+    config["network"]["config"] |= wrong
+    with pytest.raises(ValueError, match="the dictionary holds a config that is damaged, or of another version"):
+        build(config)
+
+
+@pytest.mark.parametrize("wrong", [[], {"network": "UNet2DModel"}, {"noise_schedule": [0.5]}, {"normalizer": 3}])
+def test_a_config_of_other_json(unet: Any, wrong: Any) -> None:
+    whole = denoiser_config(Denoiser(unet(), NoiseSchedule([0.5])))
+    with pytest.raises(ValueError, match="is damaged: expected an object with network, noise_schedule, normalizer"):
+        build({**whole, **wrong} if isinstance(wrong, dict) else wrong)
+
+
+@pytest.mark.parametrize("shape", [[1, -8, 8], ["1"], "188", [1.0], [True]])
+def test_a_sample_shape_that_is_none(unet: Any, shape: Any) -> None:
+    whole = denoiser_config(Denoiser(unet(), NoiseSchedule([0.5])))
+    with pytest.raises(ValueError, match="expected integers above 0"):
+        build({**whole, "sample_shape": shape})

@@ -87,3 +87,21 @@ def test_the_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ImportError, match=r'pip install "constrained-diffusion\[rewards\]"'):
         pipelines.load(write(tmp_path))
+
+
+def test_a_pipeline_with_code_of_its_own_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """diffusers would import the library that a part names, or take it from a file in the part's folder."""
+    folder = Path(write(tmp_path))
+    (tmp_path / "evil.py").write_text("from pathlib import Path\nPath('executed').touch()\nclass VAE: ...\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "vae": ["evil", "VAE"]}))
+    with pytest.raises(
+        ValueError, match="names a part of 'evil', whose code is not trusted: expected parts of diffusers"
+    ):
+        pipelines.load(str(folder))
+    assert not Path("executed").exists()
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]  # which is never loaded
+    (folder / "model_index.json").write_text(json.dumps(index))
+    assert not pipelines.is_xl(str(folder))

@@ -20,12 +20,14 @@ from torch import Tensor, nn
 
 from constrained_diffusion.callbacks import PenaltyScheduler
 from constrained_diffusion.callbacks.constraint_callback import Violations
+from constrained_diffusion.constraints import KLFromPretrained
 from constrained_diffusion.datamodules import DiffusionDataModule, GeneratedDataModule, TensorRows
 from constrained_diffusion.denoisers import Denoiser
 from constrained_diffusion.diffusion import NoiseSchedule
 from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion, _rows
 from constrained_diffusion.objectives import Constraint, StepRecord
 from constrained_diffusion.sampling import Sampler
+from constrained_diffusion.sharding import whole
 
 GLOBAL_BATCH, STEPS, TRAIN = 8, 20, 32
 HELD_OUT, SEEDS = 9, 5  # odd, so that the ranks' shares differ
@@ -46,6 +48,8 @@ class Case:
     generated: bool = False
     multiplier: float = 0.0
     augmentation: float = 0.0
+    kappa: float = 0.0  #: of a limit on the mean KL, where it is above 0
+    sharded: bool = False  #: two ranks share out the weights as well
 
 
 BATCH = {"scope": "batch", "max_iterations": 3}
@@ -59,9 +63,14 @@ CASES = {
     "adam generated": Case(generated=True),
     "adam multiplier": Case(formulation="penalty", multiplier=0.3),
     "adam augmented": Case(formulation="penalty", multiplier=0.3, augmentation=2.0),
+    "adam guarded": Case(formulation="penalty", kappa=1e-5, multiplier=0.3),
+    "adam guarded accumulated": Case(formulation="penalty", kappa=1e-5, accumulate=2),
     "sgd": Case("32-true", SGD),
     "sgd batch": Case("32-true", SGD, BATCH),
     "sgd accumulated": Case("32-true", SGD, accumulate=2),
+    "sgd sharded": Case("32-true", SGD, sharded=True),
+    "sgd sharded batch": Case("32-true", SGD, BATCH, sharded=True),
+    "adam sharded accumulated": Case(accumulate=2, sharded=True),
     "stop": Case(scheduler=STOP, formulation="penalty"),
     "stop batch": Case(scheduler=BATCH | STOP, formulation="penalty"),
     "stop accumulated": Case(scheduler=STOP, formulation="penalty", accumulate=2),
@@ -164,8 +173,9 @@ def fit(case: Case, ranks: int, folder: Path) -> dict[str, Any]:
     """Return what a fit on so many ranks did and came to; the global batch is the same for any number."""
     torch.manual_seed(0)
     schedule = NoiseSchedule(torch.cos(torch.linspace(0.02, 1.5, 100)) ** 2)
+    guard = [KLFromPretrained(case.kappa)] if case.kappa else []
     module = Watched(
-        Denoiser(Tiny(), schedule, sample_shape=(1, 4, 4)), [TooBright(), BrightRows(tolerance=0.05)],
+        Denoiser(Tiny(), schedule, sample_shape=(1, 4, 4)), [TooBright(), BrightRows(tolerance=0.05), *guard],
         case.formulation, max_timestep=case.max_timestep, sampler=Sampler(steps=2), optimizer=case.optimizer,
     )  # fmt: skip
     module.watch(case.every_other)
@@ -178,18 +188,19 @@ def fit(case: Case, ranks: int, folder: Path) -> dict[str, Any]:
         data = GeneratedDataModule(TRAIN, HELD_OUT, sampler, cache_dir=str(folder / f"{ranks}"), **loading)
     watch = Watch()
     steering = Steering(**{"growth_factor": 1.5, "every_n_steps": 2, "stop_below": 0.001, **case.scheduler})
+    strategy: Any = "fully_sharded" if case.sharded else DDPStrategy(timeout=timedelta(minutes=4))
     trainer = Trainer(
         accelerator="cpu", devices=ranks, max_steps=STEPS, precision=case.precision, default_root_dir=folder,
         accumulate_grad_batches=case.accumulate, callbacks=[watch, steering],
-        strategy=DDPStrategy(timeout=timedelta(minutes=4)) if ranks > 1 else "auto",
+        strategy=strategy if ranks > 1 else "auto",
         logger=False, enable_progress_bar=False, enable_checkpointing=False, enable_model_summary=False,
         num_sanity_val_steps=0,
     )  # fmt: skip
     trainer.fit(module, datamodule=data)
     return {
         "steps": trainer.global_step,
-        "weights": module.denoiser.network.state_dict(),
-        "ema": module.ema.state_dict(),
+        "weights": {k: whole(v) for k, v in module.denoiser.network.state_dict().items()},
+        "ema": {k: whole(v) for k, v in module.ema.state_dict().items()},
         "steered_by": steering.steered_by,
         "own_rows": module.own_rows,
         "seeds": module.seeds,

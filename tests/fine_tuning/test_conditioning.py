@@ -31,6 +31,16 @@ def test_against_bayes_by_hand():
         torch.testing.assert_close(shift[b].double(), expected, rtol=1e-3, atol=1e-5)
 
 
+def test_autocast_rounds_nothing():
+    samples, feasible = bank()
+    noisy, timesteps = torch.randn(4, 1, 3, 3), torch.tensor([0, 20, 40, 49])
+    expected = condition_on_feasible(noisy, timesteps, SCHEDULE, samples, feasible)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = condition_on_feasible(noisy, timesteps, SCHEDULE, samples, feasible)
+    assert torch.equal(found.shift, expected.shift)
+    assert torch.equal(found.weight, expected.weight)
+
+
 def test_nothing_to_leave_out_is_no_shift():
     samples, _ = bank()
     shift, probability = condition_on_feasible(

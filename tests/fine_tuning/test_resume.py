@@ -29,26 +29,9 @@ def make(tiny_denoiser, too_bright, tiny_data):
     return make
 
 
-def same(a, b, where="checkpoint"):
-    """Compare two checkpoints' contents, all the way down."""
-    assert type(a) is type(b), where
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            same(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), where
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            same(x, y, f"{where}[{i}]")
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    else:
-        assert a == b, where
-
-
 @pytest.mark.parametrize("scope", ["fit", "batch"])
 @pytest.mark.parametrize("steps", [4, 6])  # at the end of an epoch of 4, and within one
-def test_interrupted_equals_uninterrupted(make, fit, tmp_path, scope, steps):
+def test_interrupted_equals_uninterrupted(make, fit, same, tmp_path, scope, steps):
     module, data, callbacks = make(scope)
     whole = fit(module, data, callbacks, max_steps=12, max_epochs=-1)
     whole.save_checkpoint(tmp_path / "whole.ckpt")

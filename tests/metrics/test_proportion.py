@@ -11,6 +11,7 @@ from constrained_diffusion.metrics.proportion import (
     clopper_pearson_interval,
     clopper_pearson_lower,
     clopper_pearson_upper,
+    inverse_sampling_interval,
 )
 
 COUNTS = [
@@ -97,3 +98,28 @@ def test_violation_rate_of_no_samples_is_an_error() -> None:
     rate.update(torch.zeros(0, dtype=torch.bool))
     with pytest.raises(ValueError, match="at least one sample, got none; call update"):
         rate.compute()
+
+
+@pytest.mark.parametrize(("k", "n"), [(1, 1), (1, 2), (1, 30), (10, 10), (64, 66), (200, 2000), (5000, 5031)])
+def test_inverse_sampling_inverts_the_negative_binomial(k: int, n: int) -> None:
+    low, high = inverse_sampling_interval(k, n)
+    assert 0 < low < k / n <= high <= 1
+    assert stats.nbinom(k, low).cdf(n - k) == pytest.approx(0.025, rel=1e-6)
+    if n > k:
+        assert stats.nbinom(k, high).sf(n - k - 1) == pytest.approx(0.025, rel=1e-6)
+    else:
+        assert high == 1.0
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.88, 0.99])
+def test_inverse_sampling_covers_the_share_as_often_as_it_says(share: float) -> None:
+    trials = range(20, 20 + int(stats.nbinom(20, share).isf(1e-6)) + 1)
+    weight = stats.nbinom(20, share).pmf([n - 20 for n in trials])
+    held = [low <= share <= high for low, high in (inverse_sampling_interval(20, n) for n in trials)]
+    assert 0.95 <= float((weight * held).sum()) + 1e-6 <= 1
+
+
+def test_inverse_sampling_refuses_what_cannot_be() -> None:
+    for successes, trials in ((0, 5), (6, 5)):
+        with pytest.raises(ValueError, match=f"1 <= successes <= trials, got {successes} of {trials}"):
+            inverse_sampling_interval(successes, trials)

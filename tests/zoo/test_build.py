@@ -70,6 +70,6 @@ def test_an_export_that_is_not_whole_leaves_the_entry_alone(data_dir, tmp_path):
     target = build.build("classifier", source, str(data_dir), tmp_path)
     before = {path.name: path.read_bytes() for path in target.iterdir()}
     (source / "model.safetensors").write_bytes(b"cut")
-    with pytest.raises(ValueError, match="no whole safetensors file"):
+    with pytest.raises(ValueError, match="no complete safetensors file"):
         build.build("classifier", source, str(data_dir), tmp_path)
     assert {path.name: path.read_bytes() for path in target.iterdir()} == before

@@ -1,0 +1,31 @@
+"""Checkpoints that are whole or not there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place, to the disk, and then renames it: a kill leaves the old one or the new one.
+
+    Lightning's own writes to the system's folder for temporary files and moves from there, which is a copy wherever
+    that folder is another file system. Paths with a scheme (`s3://..`) are left to Lightning.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        if "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        file = Path(path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_name(f"{file.name}.part")  # one name: what a kill leaves is overwritten by the next
+        with part.open("wb") as opened:
+            torch.save(checkpoint, opened)
+            opened.flush()
+            os.fsync(opened.fileno())
+        part.replace(file)

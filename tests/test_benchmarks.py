@@ -1,0 +1,71 @@
+"""The one command that measures speed, with the smallest budget: that it measures, not how fast things are."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from scipy.stats import binom
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+CHEAP = ["--pairs", "2", "--batch_size", "4", "--starts", "1", "--precision", "32-true"]
+
+
+@pytest.fixture(scope="module")
+def measure(run_program: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """`measure(*parts)`: what the command prints, and the rows of its JSON by what they are."""
+
+    def measure(*arguments: str) -> tuple[str, dict[str, Any]]:
+        file = tmp_path_factory.mktemp("speed") / "speed.json"
+        printed = run_program(BENCHMARKS / "speed.py", "--json", file, *CHEAP, "--only", *arguments)
+        written = json.loads(file.read_text())
+        assert written["machine"]["torch"] == torch.__version__
+        assert written["settings"]["batch_size"] == 4
+        return printed, {row["what"]: row for row in written["rows"]}
+
+    return measure
+
+
+def test_steps_memory_and_reads(measure: Any) -> None:
+    printed, rows = measure("steps", "memory", "sync")
+    for name in ("algorithm1", "anchored_algorithm1", "conditioned_algorithm1"):
+        row = rows[f"step of {name} / plain"]
+        assert row["low"] <= row["value"] <= row["high"]
+        assert row["verdict"] == ("held" if row["value"] <= row["at_most"] else "missed")
+        assert f"step of {name} / plain" in printed
+        assert 1.0 <= rows[f"peak memory of {name} / plain"]["value"] < 2.0
+    assert rows["step of algorithm1 / plain"]["at_most"] == (1.03 if torch.cuda.is_available() else 1.05)
+    assert rows["naive step, two passes / plain"]["value"] > 1.4  # twice the work
+    assert rows["host reads in a step, when_satisfied: stop"]["value"] == 0
+
+
+@pytest.mark.slow
+def test_starting_ranks_and_evaluation(measure: Any) -> None:
+    more = ["--rank_steps", "2", "--rank_runs", "1", "--epochs", "1"]
+    data = ["--data", "samples=128", "held_out=8", "val_samples=10"]
+    _, rows = measure("import", "help", "ranks", "evaluation", *more, *data)
+    assert rows["import constrained_diffusion, after torch and lightning"]["verdict"] == "held"
+    assert 0 < rows["evaluation's share of a fit"]["value"] < 1
+    ranks = [row for what, row in rows.items() if what.startswith("rows/s")]
+    assert all(row["value"] is None or 0.1 < row["value"] < 10 for row in ranks)
+
+
+def test_the_interval_of_a_median() -> None:
+    table = runpy.run_path(str(BENCHMARKS / "speed_parts" / "table.py"))
+    for n in (6, 7, 30, 100):
+        median, low, high = table["median_interval"]([float(i) for i in range(n, 0, -1)])
+        assert (median, low + high) == ((n + 1) / 2, n + 1)
+        assert 1 - 2 * binom.cdf(low - 1, n, 0.5) >= 0.95
+        assert 1 - 2 * binom.cdf(low, n, 0.5) < 0.95  # no narrower pair would do
+    assert table["median_interval"]([3.0, 1.0, 2.0]) == (2.0, 1.0, 3.0)
+
+
+def test_a_row_says_whether_its_aim_is_held() -> None:
+    row = runpy.run_path(str(BENCHMARKS / "speed_parts" / "table.py"))["Row"]
+    assert (row("a", 1.0, at_most=1.05).verdict, row("a", 1.1, at_most=1.05).verdict) == ("held", "missed")
+    assert row("a", 1.1).verdict == row("a", None, at_most=1.0).verdict == ""
+    assert "not measured" in row("a", None, note="no compiler").text()
