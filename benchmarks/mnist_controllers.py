@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=list(CONTROLLERS), choices=list(CONTROLLERS))
     parser.add_argument("--n", type=int, default=2000)
     parser.add_argument("--epochs", type=int, help="of 4 steps; the config's by default")
-    parser.add_argument("--check_every", type=int, default=10, help="epochs between two validations")
+    parser.add_argument("--check_every", type=int, default=19, help="epochs between two validations")
     parser.add_argument("--runs", type=Path, default=Path("runs/controllers"))
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
