@@ -15,7 +15,7 @@ from typing import Any
 from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, LambdaCallback
+from lightning.pytorch.callbacks import Checkpoint, LambdaCallback, ProgressBar
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
@@ -152,7 +152,7 @@ class ConstrainedCLI(LightningCLI):
         callbacks = _callbacks(self.model, self.config_name, fit)
         if resumed is not None:
             callbacks.insert(0, ContinueLog(run / "metrics.csv"))
-        if config.enable_progress_bar is not False:
+        if config.enable_progress_bar is not False and not any(issubclass(kind, ProgressBar) for kind in given):
             callbacks.append(NoiseProgress() if self._optimizes_noise else FitProgress())
         if config.enable_checkpointing is False:
             callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]

@@ -127,10 +127,10 @@ def check_links(run: Path) -> None:
     """Raise ValueError where a link in the folder `run` leads out of it: what is written there would lie elsewhere."""
     inside = run.resolve()
     for path in run.rglob("*"):
-        if path.is_symlink() and not path.resolve().is_relative_to(inside):
+        if path.is_symlink() and not os.path.realpath(path).startswith(f"{inside}{os.sep}"):
             raise ValueError(
-                f"'{path}' is a link out of its run's folder, to '{path.resolve()}': nothing is written there; put the "
-                "file itself in its place, or take it out."
+                f"'{path}' is a link out of its run's folder, to '{os.readlink(path)}': nothing is written there; put "
+                "the file itself in its place, or take it out."
             )
 
 

@@ -126,6 +126,9 @@ class Supervised(LightningModule):
         self.batches_seen = checkpoint["supervised"]["batches_seen"]
         self.seconds = checkpoint["supervised"]["seconds"]
 
+    def before_export(self) -> None:
+        """Nothing: each rank has the whole network."""
+
     def export(self, folder: str | Path) -> None:
         """Write the network by `save_classifier`, and beside it `training.json` with seed, steps, seconds and threads.
 

@@ -82,7 +82,7 @@ def together(ranks: int, threads: int, batch_size: int, given: Any) -> float:
 
 def rows(given: Any) -> Iterator[Row]:
     """Yield two ranks of half the cores and rows over one rank of all of them, and over one rank of half of them."""
-    cores = os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if not cores or cores < 2:
         yield Row("rows/s of two ranks / one", None, note="needs two cores")
         return

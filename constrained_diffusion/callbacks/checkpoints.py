@@ -16,10 +16,10 @@ from constrained_diffusion.callbacks.preemption import EndSignal
 
 
 class LastCheckpoint(Checkpoint):
-    """Writes `checkpoints/last.ckpt` after every epoch and its validation, or every n optimiser steps.
+    """Writes `checkpoints/last.ckpt` after every epoch and its validation, or every n optimiser steps and at the end.
 
     SIGTERM and SIGUSR1, coming to any rank, end the fit on all ranks after the running step, with this checkpoint; the
-    process exits with 128 + the signal's number.
+    process exits with 128 + the signal's number. Several GPUs ask each other at log steps and after epochs alone.
 
     Where a validation follows a step, both wait until it is over: Lightning would not make up for it in a resumed fit.
 
@@ -35,14 +35,14 @@ class LastCheckpoint(Checkpoint):
             raise ValueError(f"every_n_train_steps counts optimiser steps, at least 1, got {every_n_train_steps}.")
         self.every_n_train_steps = every_n_train_steps
         self.told = EndSignal()
-        self._step, self._due, self._epoch_over = 0, False, False
+        self._step, self._asked, self._due, self._epoch_over = 0, 0, False, False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         write_atomically(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.told.listen()
-        self._step, self._due = trainer.global_step, False
+        self._step, self._asked, self._due = trainer.global_step, trainer.global_step, False
         if trainer.fit_loop.epoch_loop.batch_progress.current.ready == 0:
             # At the beginning of an epoch; where a fit ends by `max_steps` Lightning takes it for the end of one.
             trainer.fit_loop.epoch_loop.restarting = False
@@ -51,26 +51,30 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         stepped, self._step = trainer.global_step > self._step, trainer.global_step
         if stepped:  # within accumulated micro-batches nothing can be resumed
-            n, often = self.every_n_train_steps, trainer.val_check_batch
+            n = self.every_n_train_steps
             self._due = self._due or (n is not None and trainer.global_step % n == 0)
-            validated = trainer.is_last_batch or (often is not None and (batch_idx + 1) % often == 0)
-            if not validated:
+            if not validation_follows(trainer, batch_idx):
                 self._save(trainer, self._due)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        limits = (trainer.global_step == trainer.max_steps, trainer.current_epoch + 1 == trainer.max_epochs)
         self._epoch_over = True
-        self._save(trainer, self._due or self.every_n_train_steps is None)
+        self._save(trainer, self._due or self.every_n_train_steps is None or trainer.should_stop or any(limits))
         self._epoch_over = False
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if self._epoch_over:
-            # Lightning counts the epoch only after this hook; what is saved stands at the beginning of the next one.
             loops = checkpoint["loops"]["fit_loop"]
-            for epochs in loops["epoch_progress"].values():
-                epochs["completed"] = epochs["processed"]
-            batches = loops["epoch_loop.batch_progress"]
-            batches["current"] = dict.fromkeys(batches["current"], 0)
-            batches["is_last_batch"] = False
+            counts, batches = loops["epoch_progress"].values(), loops["epoch_loop.batch_progress"]
+            # Lightning counts the epoch only after this hook.
+            if trainer.is_last_batch:  # what is saved stands at the beginning of the next one
+                for epochs in counts:
+                    epochs["completed"] = epochs["processed"]
+                batches["current"] = dict.fromkeys(batches["current"], 0)
+                batches["is_last_batch"] = False
+            else:  # the fit ends within an epoch; prolonged, it goes on there
+                for epochs in counts:
+                    epochs["processed"] = epochs["completed"]
 
     def _save(self, trainer: Trainer, due: bool) -> None:
         told = self._agreed(trainer)
@@ -90,9 +94,10 @@ class LastCheckpoint(Checkpoint):
         if trainer.world_size == 1:
             return told
         # Agreeing makes a GPU wait, so there only as often as is logged.
-        often = trainer.strategy.root_device.type == "cpu"
-        if not often and trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+        seldom = 1 if trainer.strategy.root_device.type == "cpu" else trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if trainer.global_step - self._asked < seldom and not self._epoch_over:
             return False
+        self._asked = trainer.global_step
         return trainer.strategy.reduce_boolean_decision(told, all=False)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -131,6 +136,13 @@ class BestFeasible(ModelCheckpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Nothing: it is validations that find feasible weights."""
+
+
+def validation_follows(trainer: Trainer, batch_idx: int) -> bool:
+    """Return whether Lightning may validate right after this batch: at the end of an epoch or of the fit, or before."""
+    counted = trainer.fit_loop.total_batch_idx if trainer.check_val_every_n_epoch is None else batch_idx
+    often = trainer.val_check_batch
+    return trainer.is_last_batch or trainer.should_stop or (often is not None and (counted + 1) % often == 0)
 
 
 def write_atomically(trainer: Trainer) -> None:

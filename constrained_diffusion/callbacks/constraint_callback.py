@@ -23,7 +23,8 @@ class PenalisedModule(Protocol):
 
     `training_step` must return a dict with `penalty` P `(K,)`, `slack` S `(K,)`, both averaged over all ranks, and
     `penalty_rows`, how many rows of all ranks they are averages of; detached. A module may tell, by `step_skipped`,
-    that the optimiser step just over was none (float16 gradients overflowed, and `GradScaler` left it out).
+    that the optimiser step just over was none (float16 gradients overflowed, and `GradScaler` left it out), and by
+    `in_expectation`, a list of bool, which constraints limit a mean, so that their P is relu(S)^2.
     """
 
     constraint_names: list[str]
@@ -105,6 +106,9 @@ class ConstraintCallback(Callback, ABC):
                 self.skip(trainer, pl_module)
                 return
             self._smoothed = self._smooth(total).view_as(values)
+            for k, of_mean in enumerate(getattr(pl_module, "in_expectation", [])):
+                if of_mean:  # P of the mean, not the mean of what P was in each step
+                    self._smoothed[0, k] = self._smoothed[1, k].clamp(min=0).square()
             self.update(trainer, pl_module, Violations(*self._smoothed.unbind()))
 
     def _smooth(self, total: Tensor) -> Tensor:

@@ -23,7 +23,8 @@ class KeepLog(Callback):
     """
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        often = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if often and trainer.global_step % often == 0:
             # What validations logged stays among the logged metrics; they have rows of their own.
             step = {k: float(v) for k, v in trainer.logged_metrics.items() if not k.startswith("val/")}
             checkpoint[ROW] = {**step, "epoch": trainer.current_epoch} if step else {}

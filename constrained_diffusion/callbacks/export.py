@@ -28,6 +28,7 @@ class Export(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
         run = Path(trainer.default_root_dir)
         folder, best = run / self.folder, run / "checkpoints" / "best_feasible.ckpt"
+        pl_module.before_export()
         if trainer.is_global_zero:
             shutil.rmtree(folder, ignore_errors=True)  # of an earlier part of this very run
             pl_module.export(folder, *([best] if best.is_file() else []))

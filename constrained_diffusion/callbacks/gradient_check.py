@@ -9,6 +9,8 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from constrained_diffusion.precision import single, unrounded
+
 LOOKS = 10  #: batches
 
 
@@ -43,8 +45,8 @@ class GradientCheck(Callback):
 @torch.enable_grad()
 def violating_and_moved(constraint: Any, clean: Tensor) -> tuple[int, int]:
     """Return how many rows of `clean` `(B, *shape)` violate the constraint, and in how many of these dg/dx is not 0."""
-    clean = clean.detach().clone().requires_grad_()
-    with torch.autocast(clean.device.type, enabled=False):
+    clean = single(clean).detach().clone().requires_grad_()
+    with unrounded(clean):
         values = constraint(clean).reshape(len(clean), -1)
     excess = torch.relu(values - constraint.tolerance)
     violating = (excess > 0).any(1)

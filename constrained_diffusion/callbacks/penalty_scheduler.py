@@ -65,6 +65,7 @@ class PenaltyScheduler(ConstraintCallback):
         self.max_iterations, self.stop_below = max_iterations, stop_below
         self.when_satisfied, self.scope = when_satisfied, scope
         self.iteration = 0  #: steps done; the next one is i = iteration + 1
+        self.stopped = False  #: whether it has ended the fit, in the checkpoint
         self._satisfied = LateFlag()  # whether the last step had P <= tau for all constraints; in the checkpoint
 
     def start(self, trainer: Trainer, module: PenalisedModule) -> None:
@@ -72,6 +73,8 @@ class PenaltyScheduler(ConstraintCallback):
             self._sampler(trainer)  # say at once if it cannot work
         module.stop_below.fill_(self.stop_below)
         self._write(module)
+        if self.stopped and self.when_satisfied == "stop":  # resumed from its last checkpoint
+            trainer.should_stop = True
 
     def update(self, trainer: Trainer, module: PenalisedModule, violations: Violations) -> None:
         satisfied = (violations.penalty <= self.stop_below).all()
@@ -79,7 +82,7 @@ class PenaltyScheduler(ConstraintCallback):
         if self.scope == "batch":
             self._end_of_inner_step(trainer, bool(satisfied))
         elif self.when_satisfied == "stop":
-            trainer.should_stop = trainer.should_stop or self._satisfied.peek()  # of the step before
+            self._stop(trainer, self._satisfied.peek())  # of the step before
             self._satisfied.put(satisfied)
         self._write(module)
 
@@ -93,8 +96,11 @@ class PenaltyScheduler(ConstraintCallback):
             self.iteration = 0
         else:
             self._sampler(trainer).repeat(self.micro_batches)
-        if satisfied and self.when_satisfied == "stop":
-            trainer.should_stop = True
+        self._stop(trainer, satisfied and self.when_satisfied == "stop")
+
+    def _stop(self, trainer: Trainer, now: bool) -> None:
+        if now:
+            self.stopped = trainer.should_stop = True
 
     def _write(self, module: PenalisedModule) -> None:
         growth = (self.initial, self.growth_factor, self.iteration + 1, self.every_n_steps, self.max_iterations)
@@ -110,9 +116,14 @@ class PenaltyScheduler(ConstraintCallback):
         return sampler
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "iteration": self.iteration, "satisfied": self._satisfied.peek()}
+        return {
+            **super().state_dict(),
+            "iteration": self.iteration,
+            "satisfied": self._satisfied.peek(),
+            "stopped": self.stopped,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        self.iteration = state_dict["iteration"]
+        self.iteration, self.stopped = state_dict["iteration"], state_dict["stopped"]
         self._satisfied.restore(state_dict["satisfied"])

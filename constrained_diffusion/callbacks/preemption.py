@@ -30,7 +30,8 @@ class EndSignal:
     def restore(self) -> None:
         """Put the handlers back that were there before."""
         for number, handler in self._replaced.items():
-            signal.signal(number, handler)
+            if handler is not None:  # None: one that Python did not install
+                signal.signal(number, handler)
         self._replaced = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ class FitStatus(Callback):
             self._read(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._read(trainer)
+        self._check(trainer, pl_module)
 
     def _read(self, trainer: Trainer) -> None:
         """End the fit if a loss since the last look was not finite on any rank, at the first such step."""
@@ -102,8 +103,8 @@ class FitStatus(Callback):
         self.first = self.first or self.last
         upper = self.last.get("val/own_violation_upper_95")
         if upper is not None and upper <= pl_module.max_violation_rate:
-            loss = "val/diffusion_loss"
-            if not self.best or self.last.get(loss, 0.0) < self.best.get(loss, 0.0):
+            loss = self.last.get("val/diffusion_loss", 0.0)
+            if math.isfinite(loss) and (not self.best or loss < self.best.get("val/diffusion_loss", 0.0)):
                 self.best = self.last
 
     def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:

@@ -54,13 +54,17 @@ class Denoiser(nn.Module):
         return self.call(self.network, noisy, timesteps, condition)
 
     def call(self, network: nn.Module, noisy: Tensor, timesteps: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Return the output of `network`, a module of the same kind as ours: its EMA, or a frozen copy."""
+        """Return the output of `network`, a module of the same kind as ours: its EMA, or a frozen copy.
+
+        It is called in the precision of its weights; what is returned has that of `noisy`.
+        """
+        given = noisy.to(next((p.dtype for p in network.parameters() if p.is_floating_point()), noisy.dtype))
         if condition is None:
-            result = network(noisy, timesteps)
+            result = network(given, timesteps)
         elif self._condition_name:
-            result = network(noisy, timesteps, **{self._condition_name: condition})
+            result = network(given, timesteps, **{self._condition_name: condition})
         else:
-            result = network(noisy, timesteps, condition)
+            result = network(given, timesteps, condition)
         output: Tensor = result if isinstance(result, Tensor) else result.sample
         return output.to(noisy.dtype)  # under autocast the network may answer in half precision
 

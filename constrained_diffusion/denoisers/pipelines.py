@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 _EXPECTED = {
@@ -73,6 +74,11 @@ def is_xl(source: str) -> bool:
             f"'{source}' is no diffusers pipeline: expected a folder with a model_index.json and a folder per part, or "
             "a hub id owner/name that can be reached; make a folder of a single file by diffusers' from_single_file."
         ) from error
+    if code := next(Path(source).glob("*/*.py"), None) if Path(source).is_dir() else None:
+        raise ValueError(
+            f"the pipeline '{source}' brings code, '{code.name}', which some versions of diffusers would run: expected "
+            "weights and configs alone; take the file out, or use one like " + _EXAMPLES + "."
+        )
     loaded = {str(part[0]) for name, part in listed.items() if name not in _NEVER_LOADED}
     if other := sorted(loaded - _LIBRARIES):
         raise ValueError(

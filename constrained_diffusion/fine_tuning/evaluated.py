@@ -25,7 +25,7 @@ from constrained_diffusion.fine_tuning.networks import DiffusionNetworks
 from constrained_diffusion.metrics.evaluation import Evaluation
 from constrained_diffusion.metrics.proportion import ViolationRate
 from constrained_diffusion.objectives import Constraint
-from constrained_diffusion.precision import Single, single, unrounded
+from constrained_diffusion.precision import Single, never_half, single, unrounded
 from constrained_diffusion.randomness import keyed_normal
 from constrained_diffusion.sampling import Sampler, ddim, seeded_noise
 
@@ -57,6 +57,7 @@ class EvaluatedDiffusion(DiffusionNetworks):
         super().__init__()
         self.denoiser, self.constraints = denoiser, Single(constraints)
         self.constraint_names = _unique_names(constraints)
+        self.in_expectation = [constraint.in_expectation for constraint in constraints]
         self.evaluation, self.sampler, self.seed, self.recompute = evaluation, sampler, seed, recompute
         self.max_violation_rate = max_violation_rate
         self.strict_loading = (
@@ -85,6 +86,7 @@ class EvaluatedDiffusion(DiffusionNetworks):
         for network in self._frozen:  # hidden from `modules()`, it must follow to a device or dtype all the same
             network._apply(fn, recurse)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.ema._apply(never_half(lambda values: values))  # in half precision an average would not move
         return self
 
     @torch.no_grad()
@@ -92,7 +94,7 @@ class EvaluatedDiffusion(DiffusionNetworks):
         """Return one sample per seed, `(len(seeds), *shape)` in the data's units; EMA, raw or pretrained weights."""
         sampler, schedule = sampler or self.sampler, self.denoiser.noise_schedule
         z = seeded_noise(seeds, self.denoiser.sample_shape, sampler, schedule.num_timesteps)
-        z = z.to(self.device, self.dtype)  # type: ignore[arg-type]  # Lightning's annotation allows a str as well
+        z = z.to(self.device, torch.promote_types(self.dtype, torch.float32))  # type: ignore[arg-type]  # allows a str
         with self._evaluating(weights) as network:
             samples = ddim(lambda x, t: self.denoiser.predict(x, t, network=network), schedule, z, sampler)
         normalizer = self.denoiser.normalizer
@@ -151,7 +153,7 @@ class EvaluatedDiffusion(DiffusionNetworks):
 
     def held_out_loss(self, batch: Batch) -> Tensor:
         """Return the mean squared error of the EMA network's output on `batch`; noise and timesteps keyed by row."""
-        schedule, clean = self.denoiser.noise_schedule, self.denoiser.normalizer.normalize(batch.clean)
+        schedule, clean = self.denoiser.noise_schedule, self.denoiser.normalizer.normalize(single(batch.clean))
         index = loss_rows(batch)
         noise = keyed_normal([(self.seed, HELD_OUT, i) for i in index], clean.shape[1:]).to(clean)
         # Multiples of the golden ratio spread evenly over the schedule, however many rows there are.
@@ -184,8 +186,8 @@ class EvaluatedDiffusion(DiffusionNetworks):
         if evaluation is not None:
             evaluation.update(samples)
         judged = [c for c in self.constraints if not c.needs_step_record]
-        with unrounded(samples):
-            violating = [(c(samples).reshape(len(samples), -1) > c.tolerance).any(1) for c in judged]
+        with unrounded(samples):  # a sample whose g is no number does not satisfy it
+            violating = [~(c(samples).reshape(len(samples), -1) <= c.tolerance).all(1) for c in judged]
         own.update(torch.stack([*violating, torch.zeros(len(samples), dtype=torch.bool, device=samples.device)]).any(0))
 
     def _measured(self, evaluation: Evaluation | None, own: ViolationRate) -> dict[str, Any]:
@@ -223,7 +225,7 @@ class EvaluatedDiffusion(DiffusionNetworks):
         for key in [k for k in checkpoint["state_dict"] if k.startswith(ELSEWHERE)]:
             del checkpoint["state_dict"][key]
         checkpoint["batches_seen"], checkpoint["seconds"] = self.batches_seen, self.seconds
-        checkpoint["denoiser"] = denoiser_config(self.denoiser)
+        checkpoint["denoiser"] = self.unsharded_config or denoiser_config(self.denoiser)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["state_dict"]

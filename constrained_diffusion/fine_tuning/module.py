@@ -173,12 +173,12 @@ class ConstrainedDiffusion(RejectingDiffusion):
                     'a DiffusionDataModule; fit with `datamodule=...`, or choose "anchored_algorithm1".'
                 )
             clean = data.data[0].__getitems__(list(range(min(BANK, len(data.data[0]))))).clean
-            clean = clean.to(self.device, self.dtype)  # type: ignore[arg-type]  # Lightning's annotation allows a str
+            clean = clean.to(self.device, torch.promote_types(self.dtype, torch.float32))  # type: ignore[arg-type]
             feasible = torch.cat([self._obeys(part) for part in clean.split(256)])
             self._bank = (self.denoiser.normalizer.normalize(clean), feasible)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        schedule, clean = self.denoiser.noise_schedule, self.denoiser.normalizer.normalize(batch.clean)
+        schedule, clean = self.denoiser.noise_schedule, self.denoiser.normalizer.normalize(single(batch.clean))
         rows = range(self.global_rank * len(clean), (self.global_rank + 1) * len(clean))
         key, world = (self.seed, TRAINING, self.batches_seen), self.trainer.world_size
         noise = to_device(keyed_normal([(*key, row) for row in rows], clean.shape[1:]), clean.device).to(clean.dtype)
@@ -233,7 +233,7 @@ class ConstrainedDiffusion(RejectingDiffusion):
         timesteps: Tensor,
     ) -> Tensor:
         """Return L_diff, a scalar: the error on the model's own target, or on the frozen model's output."""
-        schedule, clean = self.denoiser.noise_schedule, self.denoiser.normalizer.normalize(batch.clean)
+        schedule, clean = self.denoiser.noise_schedule, self.denoiser.normalizer.normalize(single(batch.clean))
         target, weight = schedule.target(clean, noise, timesteps), None
         if self.formulation.conditioned and frozen is not None:
             bank = (*self._bank, batch.rows, self.open_from)
@@ -264,7 +264,7 @@ class ConstrainedDiffusion(RejectingDiffusion):
         *totals, error, seen = sum_over_ranks(torch.cat(parts)).split([len(sums)] * 3 + [1, 2])
         rows = seen[0].clamp(min=1)
         penalty, slack, rates = (total / rows for total in totals)
-        of_mean = [constraint.in_expectation for constraint in self.constraints]
+        of_mean = self.in_expectation
         if any(of_mean):
             sums = torch.stack([mean_penalty(slack[k], slacks[k]) if m else sums[k] for k, m in enumerate(of_mean)])
             penalty = torch.stack([violation(slack[k]).square() if m else penalty[k] for k, m in enumerate(of_mean)])
@@ -292,10 +292,12 @@ class ConstrainedDiffusion(RejectingDiffusion):
         if not (self.constraints and (self.formulation.anchored or any(c.needs_step_record for c in self.constraints))):
             return None
         adapters = adapters_off(self.denoiser.network) if self.lora else nullcontext()
+        training = self.pretrained.training
         # Shards that were put together in inference mode are not fit for autograd.
         mode = nullcontext() if self.sharded else torch.inference_mode()
         with adapters, mode:
-            output = self.denoiser.call(self.pretrained, noisy, timesteps, condition)
+            output = self.denoiser.call(self.pretrained.eval(), noisy, timesteps, condition)
+        self.pretrained.train(training)  # with LoRA it is the trained network
         return self.denoiser.interpret(output.clone(), noisy, timesteps)  # a clone may take part in autograd
 
     def configure_optimizers(self) -> Any:

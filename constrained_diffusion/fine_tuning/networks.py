@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from constrained_diffusion.denoisers.adapter import Denoiser
+from constrained_diffusion.denoisers.config import denoiser_config
 from constrained_diffusion.sharding import FullySharded, assemble, local, shard, skeleton
 
 
@@ -30,6 +31,7 @@ class DiffusionNetworks(LightningModule):
     ema_decay: float
     step_skipped = False  #: whether the last optimiser step was left out
     _frozen: tuple[nn.Module, ...]
+    unsharded_config: dict[str, Any] | None = None
     _bones: tuple[nn.Module, ...] = ()  # the EMA without its weights; in a tuple, so that it is no part of the module
     _whole: tuple[nn.Module, ...] = ()  # with them
 
@@ -47,7 +49,8 @@ class DiffusionNetworks(LightningModule):
     def update_ema(self) -> None:
         """Move the EMA weights one step towards the trained ones; called after every optimiser step."""
         update = get_ema_multi_avg_fn(self.ema_decay)
-        update(local(self.ema.parameters()), local(self.denoiser.network.parameters()), 0)
+        averages, trained = local(self.ema.parameters()), local(self.denoiser.network.parameters())
+        update(averages, [new.to(old.dtype) for old, new in zip(averages, trained, strict=True)], 0)
 
     @property
     def sharded(self) -> bool:
@@ -73,8 +76,16 @@ class DiffusionNetworks(LightningModule):
                 "ModelParallelStrategy by itself shares out nothing, and would train each rank by its own rows; choose "
                 "the strategy fully_sharded, which is made of it."
             )
-        if not isinstance(strategy, FullySharded) or self.sharded or self.trainer.state.fn != TrainerFn.FITTING:
+        fitting = self.trainer.state.fn == TrainerFn.FITTING
+        if self.sharded and not fitting:
+            raise ValueError(
+                "the weights of this module are shared out over ranks, since its fit: make the module anew and give "
+                "the fit's checkpoint, as in `trainer.test(module, ckpt_path=...)`."
+            )
+        self._whole = ()
+        if not isinstance(strategy, FullySharded) or self.sharded or not fitting:
             return
+        self.unsharded_config = denoiser_config(self.denoiser)  # sharding puts other classes in place of the network's
         self._bones = (skeleton(self.ema),)
         for network in (self.denoiser.network, self.ema, *self._frozen):
             shard(network, strategy.device_mesh["data_parallel"], strategy.block)
@@ -85,7 +96,8 @@ class DiffusionNetworks(LightningModule):
     def on_validation_end(self) -> None:
         self._whole = ()
 
-    def on_train_end(self) -> None:
+    def before_export(self) -> None:
+        """Put the EMA together; all ranks must call it before one of them exports."""
         self._assemble()
 
     def _assemble(self) -> None:

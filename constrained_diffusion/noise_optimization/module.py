@@ -113,20 +113,13 @@ class DirectNoiseOptimization(LightningModule):
 
     def _predictor(self, prompts: list[Any]) -> Predict:
         model = self.model
-        predict = model.predictor(model.encode(prompts)) if isinstance(model, TextToImage) else self._in_own_dtype
+        predict = model.predictor(model.encode(prompts)) if isinstance(model, TextToImage) else model.predict
 
         def in_precision(noisy: Tensor, timesteps: Tensor) -> Prediction:
             with self._precision():
                 return predict(noisy, timesteps)
 
         return in_precision
-
-    def _in_own_dtype(self, noisy: Tensor, timesteps: Tensor) -> Prediction:
-        """Call the network in the precision of its weights, and do everything else in that of z."""
-        assert isinstance(self.model, Denoiser)
-        own: Any = self.dtype
-        output = self.model.call(self.model.network, noisy.to(own), timesteps).to(noisy.dtype)
-        return self.model.interpret(output, noisy, timesteps)
 
     def _finish(self, sample: Tensor) -> Tensor:
         if isinstance(self.model, TextToImage):

@@ -13,13 +13,16 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 _ZIP = b"PK\x03\x04"  #: how every file of torch.save begins, but those of before 2020
+_BYTEARRAYS = (b"c__builtin__\nbytearray\n", b"cbuiltins\nbytearray\n")  #: how a pickle names the class
 _PARAMETERS_PER_BYTE = 2  #: 1 at most (8-bit floats), and some modules register a parameter twice
 
 
 def read_checkpoint(path: str | Path, *needs: str, map_location: str = "cpu") -> dict[str, Any]:
     """Return what `torch.save` wrote: a dictionary of plain types and tensors, no code.
 
-    The bytes of every entry are compared with its checksum, unless the file is in torch's format of before 2020.
+    The bytes of every entry are compared with its checksum, so that files that were saved without any
+    (`set_crc32_options(False)`) are refused. In torch's format of before 2020 there is none, and there a bytearray may
+    claim more memory than the file has.
 
     Args:
         path: the file.
@@ -63,7 +66,8 @@ def check_archive(path: str | Path) -> None:
             unpacked = sum(entry.file_size for entry in entries)
             if unpacked > size:  # torch compresses nothing
                 raise _unreadable(path, f"it would unpack from {size:,} to {unpacked:,} bytes")
-            if any(b"bytearray" in archive.read(e) for e in entries if e.filename.endswith("data.pkl")):
+            pickles = [archive.read(entry) for entry in entries if entry.filename.endswith("data.pkl")]
+            if any(opcode in content for content in pickles for opcode in _BYTEARRAYS):
                 raise _unreadable(path, "it holds a bytearray, which may claim any size")
             damaged = archive.testzip()
     except ValueError:

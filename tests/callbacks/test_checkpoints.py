@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 
 from constrained_diffusion.callbacks import BestFeasible, FitStatus, LastCheckpoint
 from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
@@ -48,6 +49,17 @@ def test_last_counts_steps_where_asked(plain: Any, tiny_data: Any, fit: Any, ste
         max_epochs=-1,
         enable_checkpointing=True,
     )
+    assert steps() == {"last.ckpt": 8}  # the end
+
+
+def test_last_between_the_ends_where_asked(plain: Any, tiny_data: Any, fit: Any, steps: Steps) -> None:
+    class Ended(Callback):
+        def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
+            if trainer.global_step == 8:
+                raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fit(plain, tiny_data(), [LastCheckpoint(3), Ended()], max_epochs=3, enable_checkpointing=True)
     assert steps() == {"last.ckpt": 6}
 
 

@@ -70,6 +70,22 @@ def test_a_moving_average_by_hand() -> None:
     assert recorder.seen == pytest.approx(by_hand)
 
 
+def test_of_a_limit_on_a_mean_it_is_the_mean_that_is_squared() -> None:
+    class Both(ConstraintCallback):
+        def update(self, trainer: Any, module: Any, violations: Any) -> None:
+            seen.append(violations.penalty.tolist())
+
+    seen: list[list[float]] = []
+    callback = Both(smoothing=2)
+    for step, slack in enumerate([0.5, -0.3, 0.1]):  # the second constraint limits a mean: its P is relu(S)^2
+        own = torch.tensor([slack, slack], dtype=torch.float64)
+        outputs = {"penalty": own.clamp(min=0).square(), "slack": own, "penalty_rows": torch.tensor(4)}
+        module, trainer = SimpleNamespace(in_expectation=[False, True]), SimpleNamespace(global_step=step + 1)
+        callback.on_train_batch_end(trainer, module, outputs, None, step)  # type: ignore[arg-type]
+    assert seen[1] == pytest.approx([0.125, 0.01])  # the mean of 0.25 and 0; the square of 0.1, the mean of both
+    assert seen[2] == pytest.approx([0.005, 0.0])
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.75, 3])
 def test_what_is_remembered_is_in_the_checkpoint(smoothing: float) -> None:
     whole, first, second = Recorder(smoothing), Recorder(smoothing), Recorder(smoothing)

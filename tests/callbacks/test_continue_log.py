@@ -96,6 +96,25 @@ def test_nothing_is_missing_wherever_a_fit_breaks_off(
     same(torch.load(last, weights_only=True)["state_dict"], state["state_dict"])
 
 
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+def test_validations_between_the_ends_of_epochs_are_not_skipped(part: Any, file: Path) -> None:
+    """Every 6 of the 4 batches of an epoch: a validation at step 6, which a checkpoint of that step waits for."""
+    often = {"val_check_interval": 6, "check_val_every_n_epoch": None, "max_epochs": 3, "every": 1}
+    with pytest.raises(BrokenOffError):
+        part(callbacks=[BreakOff(6, validating=True)], **often)
+    part(resume=True, **often)
+    assert steps(file, "val/diffusion_loss") == [5, 11]
+    assert steps(file, "loss/total") == list(range(12))
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+def test_a_fit_that_ends_within_an_epoch_goes_on_there(part: Any, file: Path) -> None:
+    part(max_steps=6, max_epochs=-1)
+    part(resume=True, max_steps=12, max_epochs=-1)
+    assert steps(file, "val/diffusion_loss") == [3, 7, 11]
+    assert steps(file, "loss/total") == list(range(12))
+
+
 class BrokenOffError(Exception):
     pass
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from constrained_diffusion.callbacks import GradientCheck
 from constrained_diffusion.callbacks.gradient_check import violating_and_moved
-from constrained_diffusion.constraints import KLFromPretrained
+from constrained_diffusion.constraints import ClassProbability, KLFromPretrained
 from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
 from constrained_diffusion.objectives import Constraint
 
@@ -53,6 +53,12 @@ def test_a_gradient_that_is_there_is_not(
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "the gradient of")
         fit(ConstrainedDiffusion(tiny_denoiser(), too_bright(tolerance)), tiny_data(), [GradientCheck()])
+
+
+def test_it_judges_in_single_precision_whatever_the_networks_do(tiny_denoiser: Any, tiny_data: Any, fit: Any) -> None:
+    judge = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    module = ConstrainedDiffusion(tiny_denoiser(), ClassProbability(judge, label=1))
+    fit(module, tiny_data(), [GradientCheck()], precision="bf16-true", max_epochs=1)
 
 
 def test_it_stops_looking(too_bright: Any, tiny_denoiser: Any, tiny_data: Any, fit: Any) -> None:

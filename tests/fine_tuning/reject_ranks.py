@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import sys
-import warnings
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -101,10 +97,8 @@ def predict(folder: Path, ranks: int = 1, seeds: int = SEEDS, batch: int = 2, **
     return trainer.predict(module(**settings), datamodule=data)
 
 
-def rank_main(rank: int, folder: Path, port: int) -> None:
+def rank_main(rank: int, folder: Path) -> None:
     """Be one of two ranks, as a launcher would start it."""
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": rank}
-    os.environ.update({name: str(value) for name, value in place.items()})
     said = {}
     for name, case in CASES.items():
         said[name] = ""
@@ -116,12 +110,6 @@ def rank_main(rank: int, folder: Path, port: int) -> None:
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        free = listener.getsockname()[1]
-    # forked rather than spawned, which would import torch twice more; no thread has been started here
-    torch.multiprocessing.start_processes(  # type: ignore[attr-defined, no-untyped-call]
-        rank_main, (Path(sys.argv[1]), free), nprocs=2, start_method="fork"
-    )
+    from two_ranks import start
+
+    start(rank_main)

@@ -1,14 +1,10 @@
-"""Run by test_sharded.py as a program, `shard_ranks.py FOLDER`: fits on two gloo ranks that share out the weights."""
+"""Run by test_networks.py as a program, `shard_ranks.py FOLDER`: fits on two gloo ranks that share out the weights."""
 
 from __future__ import annotations
 
 import copy
-import os
 import runpy
 import shutil
-import socket
-import sys
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -156,10 +152,8 @@ def unet_differs() -> dict[str, float]:
     return {"output": float((outputs[0] - outputs[1]).abs().max()), "gradients": max(gradients)}
 
 
-def rank_main(rank: int, folder: Path, port: int) -> None:
+def rank_main(rank: int, folder: Path) -> None:
     """Be one of two ranks, as a launcher would start it."""
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": rank}
-    os.environ.update({name: str(value) for name, value in place.items()})
     first, half = fit(folder / "first", 2, HALF), folder / "half.ckpt"
     if rank == 0:
         shutil.copy(folder / "first" / "checkpoints" / "last.ckpt", half)
@@ -177,12 +171,6 @@ def rank_main(rank: int, folder: Path, port: int) -> None:
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        free = listener.getsockname()[1]
-    # forked rather than spawned, which would import torch twice more; no thread has been started here
-    torch.multiprocessing.start_processes(  # type: ignore[attr-defined, no-untyped-call]
-        rank_main, (Path(sys.argv[1]), free), nprocs=2, start_method="fork"
-    )
+    from two_ranks import start
+
+    start(rank_main)

@@ -81,7 +81,8 @@ def test_it_steers_by_the_mean_over_rows(alone: Found, name: str) -> None:
     micro, rows = torch.tensor(alone["penalties"]), torch.tensor(alone["rows"])[:, None]
     groups = zip(micro.split(CASES[name].accumulate), rows.split(CASES[name].accumulate), strict=True)
     expected = torch.stack([(p * n).sum(0) / n.sum() for p, n in groups])
-    assert_close(torch.tensor(alone["steered_by"]), expected, 1e-6)
+    of_rows = slice(2)  # the third, where there is one, limits a mean: test_constraint_callback.py
+    assert_close(torch.tensor(alone["steered_by"])[:, of_rows], expected[:, of_rows], 1e-6)
 
 
 def test_ranks_see_what_one_sees(pair: list[Found], alone: Found, name: str) -> None:
