@@ -160,4 +160,6 @@ def describe(values: dict[str, float]) -> str:
 
 def _write(trainer: Trainer, status: dict[str, Any]) -> None:
     if trainer.is_global_zero:
-        (Path(trainer.default_root_dir) / "status.json").write_text(json.dumps(status, indent=2))
+        run = Path(trainer.default_root_dir)
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "status.json").write_text(json.dumps(status, indent=2))

@@ -159,3 +159,16 @@ def test_batch_scope_needs_the_keyed_sampler(tiny_denoiser, too_bright, tiny_dat
     )
     with pytest.raises(ValueError, match="repeats batches through the data module's KeyedSampler"):
         trainer.fit(module, train_dataloaders=data.train_dataloader())
+
+
+@pytest.mark.parametrize("scope", ["fit", "batch"])
+def test_a_fit_that_it_ended_stays_ended(tiny_denoiser, too_bright, tiny_data, fit, tmp_path, scope):
+    def part(stop_below, checkpoint=None):
+        module = ConstrainedDiffusion(tiny_denoiser(), too_bright(), "penalty", optimizer=SGD)
+        scheduler = PenaltyScheduler(stop_below=stop_below, when_satisfied="stop", scope=scope)
+        return fit(module, tiny_data(), [scheduler], checkpoint, max_epochs=3, min_epochs=0)
+
+    first = part(1e9)
+    first.save_checkpoint(tmp_path / "ended.ckpt")
+    assert 0 < first.global_step < 12
+    assert part(0.0, str(tmp_path / "ended.ckpt")).global_step == first.global_step

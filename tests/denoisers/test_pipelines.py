@@ -105,3 +105,10 @@ def test_a_pipeline_with_code_of_its_own_is_refused(tmp_path: Path, monkeypatch:
     index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]  # which is never loaded
     (folder / "model_index.json").write_text(json.dumps(index))
     assert not pipelines.is_xl(str(folder))
+
+
+def test_a_file_of_code_in_a_parts_folder_is_refused(tmp_path: Path) -> None:
+    folder = Path(write(tmp_path))
+    (folder / "unet" / "diffusers.py").write_text("raise SystemExit")
+    with pytest.raises(ValueError, match=r"brings code, 'diffusers.py', .*: expected weights and configs alone"):
+        pipelines.is_xl(str(folder))

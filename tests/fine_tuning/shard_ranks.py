@@ -161,6 +161,7 @@ def rank_main(rank: int, folder: Path) -> None:
     found = {
         "first": first,
         "continued": fit(folder / "run", 2, STEPS, half),
+        "finished": fit(folder / "finished", 2, HALF, half),
         "continued plain": fit(folder / "from plain", 2, STEPS, folder / "plain.ckpt"),
         "lora": fit(folder / "lora", 2, HALF, lora=True),
         "bf16": fit(folder / "bf16", 2, HALF, precision="bf16-mixed"),

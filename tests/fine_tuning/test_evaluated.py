@@ -258,3 +258,13 @@ def test_validation_compares_with_the_stored_samples(
     before = float(module.stored_samples()[first : first + 12].mean())
     expected = float(module.sample(range(first, first + 12)).mean()) - before
     assert float(trainer.callback_metrics["val/brighter"]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_sample_whose_g_is_no_number_violates(tiny_denoiser: Any) -> None:
+    class Broken(Constraint):
+        def forward(self, clean: Tensor) -> Tensor:
+            return torch.where(torch.arange(len(clean)) < 3, float("nan"), -1.0)
+
+    module = ConstrainedDiffusion(tiny_denoiser(), Broken())
+    module._measure(torch.zeros(4, 1, 8, 8), None, module.own_violation)
+    assert module.own_violation.compute()["violation_rate"] == 0.75

@@ -74,6 +74,24 @@ def test_a_checkpoint_is_what_one_process_writes(story: Story) -> None:
     assert sharded["state_dict"].keys() == plain["state_dict"].keys()
     for part in ("state_dict", "optimizer_states"):
         torch.testing.assert_close(sharded[part], plain[part], **TOLERANCE)  # refuses another type of tensor too
+    assert sharded["denoiser"] == plain["denoiser"]
+
+
+def test_a_fit_without_a_step_left_exports_all_the_same(story: Story) -> None:
+    checkpoint = torch.load(story.folder / "half.ckpt", weights_only=True)
+    (file,) = (story.folder / "finished" / "export").rglob("*.safetensors")
+    weights = load_file(file)
+    assert weights
+    for key, value in weights.items():
+        assert torch.equal(value, checkpoint["state_dict"][f"ema.{key}"])
+
+
+def test_a_module_that_is_shared_out_is_not_tested(story: Story, tmp_path: Path) -> None:
+    module, data = SHARED["make"](), SHARED["PARTS"]["Data"](test_samples=5)
+    trainer = SHARED["trainer_for"](tmp_path, 1, 0)
+    module._bones = (module.ema,)
+    with pytest.raises(ValueError, match="shared out over ranks, since its fit: make the module anew"):
+        trainer.test(module, datamodule=data, verbose=False)
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed", "ignore:Be aware that when using `ckpt_path`, callbacks")

@@ -230,3 +230,17 @@ def test_on_a_gpu(run: Any, precision: str) -> None:
     """Lightning's own float16 with its scaler, which starts so high that it leaves out some steps."""
     one, other = (run(p, accelerator="gpu").watch.steps[0]["penalty"] for p in (precision, "32-true"))
     assert error(one, other) < FACTOR * ROUNDOFF[precision]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_average_reaches_weights_that_moved_a_little(tiny_denoiser: Any, dtype: torch.dtype) -> None:
+    """In half precision a fiftieth of 3 % would be rounded away at every step."""
+    module = ConstrainedDiffusion(tiny_denoiser(), ema_decay=0.98).to(dtype)
+    with torch.no_grad():
+        for parameter in module.denoiser.network.parameters():
+            parameter.mul_(1.03)
+    for _ in range(500):
+        module.update_ema()
+    for average, trained in zip(module.ema.parameters(), module.denoiser.network.parameters(), strict=True):
+        assert average.dtype == torch.float32
+        torch.testing.assert_close(average, trained.float(), rtol=1e-4, atol=1e-6)
