@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from constrained_diffusion import zoo
+from constrained_diffusion import untrusted, zoo
 from constrained_diffusion.datamodules.batch import Batch
 from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.denoisers.export import export, weights_sha256
@@ -185,10 +185,22 @@ class EvaluatedDiffusion(DiffusionNetworks):
     def _measure(self, samples: Tensor, evaluation: Evaluation | None, own: ViolationRate) -> None:
         if evaluation is not None:
             evaluation.update(samples)
-        judged = [c for c in self.constraints if not c.needs_step_record]
-        with unrounded(samples):  # a sample whose g is no number does not satisfy it
-            violating = [~(c(samples).reshape(len(samples), -1) <= c.tolerance).all(1) for c in judged]
-        own.update(torch.stack([*violating, torch.zeros(len(samples), dtype=torch.bool, device=samples.device)]).any(0))
+        own.update(self.feasible(samples) == 0)
+
+    @torch.no_grad()
+    def feasible(self, clean: Tensor) -> Tensor:
+        """Return 1.0 where `clean` `(B, *shape)`, in data units, satisfies every constraint, else 0.0; shape `(B,)`.
+
+        Constraints on the whole step have no say. A sample whose g is no number does not satisfy it.
+        """
+        clean = single(clean)
+        result = torch.ones(len(clean), device=clean.device)
+        with unrounded(clean):  # under autocast a classifier would round its verdict
+            for constraint in self.constraints:
+                if not constraint.needs_step_record:
+                    values = constraint(clean).reshape(len(clean), -1)
+                    result = result * (values <= constraint.tolerance).all(1)
+        return result
 
     def _measured(self, evaluation: Evaluation | None, own: ViolationRate) -> dict[str, Any]:
         measured = own.compute()
@@ -249,7 +261,7 @@ class EvaluatedDiffusion(DiffusionNetworks):
         """
         network = copy.deepcopy(self.averaged)
         if checkpoint is not None:
-            state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+            state = untrusted.read_checkpoint(checkpoint, "state_dict")["state_dict"]
             network.load_state_dict({k.removeprefix("ema."): v for k, v in state.items() if k.startswith("ema.")})
         export(self.denoiser, folder, merge_adapters(network) if self.lora else network)
         (Path(folder) / "training.json").write_text(json.dumps(self.training_facts(), indent=2) + "\n")

@@ -174,7 +174,7 @@ class ConstrainedDiffusion(RejectingDiffusion):
                 )
             clean = data.data[0].__getitems__(list(range(min(BANK, len(data.data[0]))))).clean
             clean = clean.to(self.device, torch.promote_types(self.dtype, torch.float32))  # type: ignore[arg-type]
-            feasible = torch.cat([self._obeys(part) for part in clean.split(256)])
+            feasible = torch.cat([self.feasible(part) for part in clean.split(256)])
             self._bank = (self.denoiser.normalizer.normalize(clean), feasible)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
@@ -240,7 +240,7 @@ class ConstrainedDiffusion(RejectingDiffusion):
             shift, weight = condition_on_feasible(noisy, timesteps, schedule, *bank)
             target = frozen.output + schedule.from_clean(shift, torch.zeros_like(noisy), timesteps)
         elif self.formulation.anchored and frozen is not None:
-            target, weight = frozen.output, self._obeys(batch.clean)
+            target, weight = frozen.output, self.feasible(batch.clean)
         error = (prediction.output - target).square().flatten(1).mean(1)
         if self.snr_gamma is not None:
             error = error * schedule.loss_weight(timesteps, self.snr_gamma).reshape(len(error), -1).mean(1)

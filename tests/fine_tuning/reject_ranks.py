@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 import torch.multiprocessing
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
-from torch import Tensor, nn
+from torch import Tensor
 
 from constrained_diffusion.callbacks import SampleWriter
 from constrained_diffusion.datamodules import SeedsDataModule
@@ -22,6 +23,7 @@ from constrained_diffusion.metrics.proportion import ViolationRate
 from constrained_diffusion.objectives import Constraint
 from constrained_diffusion.sampling import Sampler
 
+Tiny = runpy.run_path(str(Path(__file__).with_name("fit_ranks.py")))["Tiny"]
 SEEDS, LIMIT = 9, 0.5  # odd, so that the ranks' shares and their numbers of batches differ
 CASES: dict[str, dict[str, Any]] = {  # arguments of `predict`
     "certified": {},
@@ -29,17 +31,6 @@ CASES: dict[str, dict[str, Any]] = {  # arguments of `predict`
     "all fail": {"limit": -1.0, "max_draws": 2},
     "few seeds": {"seeds": 1},
 }
-
-
-class Tiny(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.time, self.first, self.last = nn.Linear(1, 8), nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 1, 3, padding=1)
-
-    def forward(self, noisy: Tensor, timesteps: Tensor) -> Tensor:
-        shift = self.time(timesteps[:, None].to(noisy.dtype) / 100)[..., None, None]
-        output: Tensor = self.last(nn.functional.silu(self.first(noisy) + shift))
-        return output
 
 
 class BrightnessAtMost(Constraint):
