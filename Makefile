@@ -15,11 +15,12 @@ INSTALL := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --constr
 # Each of these empty files says that a step was done, so that it is done again only when what it read has changed.
 CREATED := $(VENV)/.created
 INSTALLED := $(VENV)/.installed
+INSTALLED_MAZE := $(VENV)/.installed-maze
 INSTALLED_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv install install-dev demo test test-slow lint types format clean
+.PHONY: help venv install install-dev demo demo-maze test test-slow lint types format clean
 
 help: ## list the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' Makefile
@@ -33,6 +34,12 @@ install-dev: $(INSTALLED_DEV) ## the same, with what tests, lint and types need
 demo: $(INSTALLED) ## install, remove the fours from a digit model, print one before/after table
 	$(BIN)/lightning fit --config mnist.yaml
 	$(BIN)/lightning test --config mnist.yaml
+
+demo-maze: $(INSTALLED_MAZE) ## install, keep a planner out of two zones: random walks, then from a start to a goal
+	$(BIN)/lightning fit --config maze2d.yaml
+	$(BIN)/lightning test --config maze2d.yaml
+	$(BIN)/lightning fit --config maze2d_goal.yaml
+	$(BIN)/lightning test --config maze2d_goal.yaml
 
 test: $(INSTALLED_DEV) ## install what tests need and run them, the examples in docstrings included
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -68,6 +75,10 @@ $(INSTALLED): pyproject.toml constraints.txt | $(CREATED)
 	$(INSTALL) '.[image]'
 	@touch $@
 
+$(INSTALLED_MAZE): pyproject.toml constraints.txt | $(CREATED)
+	$(INSTALL) '.[image,maze]'
+	@touch $(INSTALLED) $@
+
 $(INSTALLED_DEV): pyproject.toml constraints.txt | $(CREATED)
 	$(INSTALL) '.[dev]'
-	@touch $(INSTALLED) $@
+	@touch $(INSTALLED) $(INSTALLED_MAZE) $@

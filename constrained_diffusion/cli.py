@@ -19,7 +19,18 @@ from lightning.pytorch.callbacks import Checkpoint, LambdaCallback, ProgressBar
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from constrained_diffusion import constraints, datamodules, denoisers, metrics, mistakes, rewards, runs, untrusted
+from constrained_diffusion import (
+    constraints,
+    datamodules,
+    denoisers,
+    guides,
+    metrics,
+    mistakes,
+    rewards,
+    runs,
+    token_sampling,
+    untrusted,
+)
 from constrained_diffusion.callbacks import (
     BestFeasible,
     ContinueLog,
@@ -33,6 +44,7 @@ from constrained_diffusion.callbacks import (
     NoiseProgress,
     NoiseReport,
     NoiseResults,
+    PlanOverlay,
     Report,
     Results,
     SameFolder,
@@ -50,7 +62,7 @@ from constrained_diffusion.termination import before_termination
 
 # Imported so that configs can name their classes without a path.
 IMPORTED = (
-    *(constraints, datamodules, denoisers, metrics, rewards, gradients, regularizers),
+    *(constraints, datamodules, denoisers, guides, metrics, rewards, gradients, regularizers, token_sampling),
     *(ConstrainedDiffusion, DirectNoiseOptimization, Supervised, WarmupStableDecay),
 )
 
@@ -192,7 +204,7 @@ def _callbacks(model: LightningModule, config: str, fit: bool) -> list[Callback]
     if not isinstance(model, EvaluatedDiffusion):
         return everyone
     fitting: list[Callback] = [GradientCheck(), FitStatus(), BestFeasible()] if fit else [SampleWriter()]
-    return [*everyone, *fitting, SampleGrid(), Results(config), Report()]
+    return [*everyone, *fitting, SampleGrid(), PlanOverlay(), Results(config), Report()]
 
 
 def main(args: list[str] | None = None) -> None:

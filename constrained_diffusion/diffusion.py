@@ -181,3 +181,33 @@ class Normalizer(nn.Module):
             return normalized
         clamped = self.normalize(self.denormalize(normalized).clamp(self.low, self.high))
         return clamped.detach() + (normalized - normalized.detach())  # the sum is `clamped` to the last bit
+
+
+class MeasuredNormalizer(Normalizer):
+    """A normaliser that takes mean and standard deviation from the data of the fit that pretrains its model.
+
+    They are kept in checkpoints and exports, as those of any normaliser.
+
+    Args:
+        channels: how many numbers the last side of a sample has; each has its own mean and standard deviation.
+        low: lower end of valid data, in the data's own units; None leaves it open.
+        high: upper end.
+    """
+
+    def __init__(self, channels: int, low: float | None = None, high: float | None = None) -> None:
+        super().__init__([0.0] * channels, [1.0] * channels, low, high)
+
+    def measure(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Take mean and standard deviation per channel.
+
+        Raises:
+            ValueError: they are of another length, or a deviation is not above 0.
+        """
+        measured = Normalizer(mean, std, self.low, self.high)
+        if measured.mean.shape != self.mean.shape or measured.std.shape != self.std.shape:
+            raise ValueError(
+                f"MeasuredNormalizer has {len(self.mean)} channels, but the data has {len(mean)}; set `channels`."
+            )
+        self.settings = measured.settings
+        self.mean.copy_(measured.mean)
+        self.std.copy_(measured.std)

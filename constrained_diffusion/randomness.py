@@ -66,6 +66,37 @@ def stratified_timesteps(
     return torch.where(order < below, under, above)[rows.start : rows.stop]
 
 
+def token_timesteps(
+    timesteps: Tensor,
+    tokens: int,
+    share: float,
+    seed: int,
+    step: int,
+    rows: range,
+    global_batch: int,
+    num_timesteps: int,
+) -> Tensor:
+    """Return a timestep for every token, `(B, tokens)`: its own in a share of the rows, else that of its row.
+
+    Args:
+        timesteps: `(B,)`, the rows' own.
+        tokens: L.
+        share: of the rows in which each token's is drawn by itself, uniformly; rows are chosen by their global number.
+        seed: keys the draw.
+        step: keys it too.
+        rows: the rows' numbers in the global batch.
+        global_batch: its size; the share is even among its rows.
+        num_timesteps: T.
+    """
+    if rows.stop > global_batch:
+        raise ValueError(f"expected rows of a batch of {global_batch}, got {rows}.")
+    levels = timesteps[:, None].repeat(1, tokens)
+    for level, row in zip(levels, rows, strict=True):
+        if int((row + 1) * share) > int(row * share):  # evenly among the rows
+            level.copy_(torch.randint(num_timesteps, (tokens,), generator=keyed_generator(seed, step, row, tokens)))
+    return levels
+
+
 def to_device(values: Tensor, device: torch.device) -> Tensor:
     """Return `values`, drawn on the CPU, on `device`; the host does not wait for what a GPU still has to do."""
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)

@@ -92,6 +92,10 @@ class Sampler:
         """Return K, the number of steps that inject noise; a step that ends in alpha-bar = 1 has none to inject."""
         return sum(self.injects(t, previous) for t, previous in self.pairs(num_timesteps))
 
+    def __call__(self, predict: Predict, noise_schedule: NoiseSchedule, noise_sequence: Tensor) -> Tensor:
+        """Map `noise_sequence` `(B, 1 + K, *shape)` to samples `(B, *shape)` in network units; see `ddim`."""
+        return ddim(predict, noise_schedule, noise_sequence, self)
+
 
 def step_coefficients(a_t: float, a_previous: float, eta: float) -> tuple[float, float, float]:
     """Return the factors of the predicted clean sample, the predicted noise and the injected noise (eq. 12 and 16).
@@ -126,12 +130,7 @@ def ddim(
         ValueError: the noise sequence has the wrong number of slices.
     """
     pairs = sampler.pairs(noise_schedule.num_timesteps)
-    expected = 1 + sampler.injecting_steps(noise_schedule.num_timesteps)
-    if noise_sequence.shape[1] != expected:
-        raise ValueError(
-            f"noise_sequence needs {expected} slices (the initial noise and one per injecting step) for "
-            f"steps={sampler.steps}, eta={sampler.eta}; got {noise_sequence.shape[1]}."
-        )
+    check_slices(noise_sequence, sampler, noise_schedule.num_timesteps)
     abar = noise_schedule.levels()
     final = 1.0 if sampler.set_alpha_to_one else abar[0]
     noisy, injected = noise_sequence[:, 0], 1
@@ -148,6 +147,16 @@ def ddim(
             noisy = noisy + sigma * noise_sequence[:, injected]
             injected += 1
     return noisy
+
+
+def check_slices(noise_sequence: Tensor, sampler: Sampler, num_timesteps: int) -> None:
+    """Raise ValueError unless `noise_sequence` `(B, 1 + K, *shape)` has the slices that `sampler` reads."""
+    expected = 1 + sampler.injecting_steps(num_timesteps)
+    if noise_sequence.shape[1] != expected:
+        raise ValueError(
+            f"noise_sequence needs {expected} slices (the initial noise and one per injecting step) for "
+            f"steps={sampler.steps}, eta={sampler.eta}; got {noise_sequence.shape[1]}."
+        )
 
 
 def seeded_noise(seeds: Sequence[int], shape: Sequence[int], sampler: Sampler, num_timesteps: int) -> Tensor:

@@ -23,6 +23,8 @@ FLOORS = {  # the longest name that fits counts
     "diffusion": GROUND,
     "randomness": GROUND,
     "metrics": GROUND,
+    "maze.segments": GROUND,
+    "maze.simulator": GROUND,
     "zoo": GROUND,
     "untrusted": GROUND,
     "fine_tuning.penalty": GROUND,
@@ -43,6 +45,10 @@ FLOORS = {  # the longest name that fits counts
     "noise_optimization.diagnosis": SECOND,
     "noise_optimization": THIRD,
     "sampling": FIRST,
+    "guides": SECOND,
+    "token_sampling": FIRST,
+    "maze": GROUND,
+    "maze.recording": FIRST,
     "rejection": FIRST,
     "denoisers": FIRST,
     "constraints": FIRST,
@@ -57,8 +63,9 @@ FLOORS = {  # the longest name that fits counts
     "mistakes": ROOF,
     "runs": ROOF,
     "termination": ROOF,
-    "zoo.build": ROOF,  # these two are programs, run when weights are made
+    "zoo.build": ROOF,  # these three are programs, run when weights are made
     "zoo.denoiser": ROOF,
+    "zoo.planner": ROOF,
 }
 OPTIONAL = {  # what the extras install
     *("torchvision", "torch_fidelity", "matplotlib", "tensorboard", "peft", "transformers"),

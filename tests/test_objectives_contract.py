@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from constrained_diffusion import constraints, rewards
-from constrained_diffusion.constraints import ClassProbability, KLFromPretrained
+from constrained_diffusion.constraints import ClassProbability, Continuity, ForbiddenZones, KLFromPretrained, Walls
 from constrained_diffusion.objectives import (
     Constraint,
     Feasibility,
@@ -84,6 +84,9 @@ class Example(NamedTuple):
 EXAMPLES = {
     "ClassProbability": Example(lambda: ClassProbability(classifier(), label=1, threshold=0.1)),
     "KLFromPretrained": Example(lambda: KLFromPretrained(0.1)),
+    "ForbiddenZones": Example(lambda: ForbiddenZones("open", [[0.2, 0.3], [0.9, 0.8]], margin=0.05), shape=(2, 3, 4)),
+    "Walls": Example(lambda: Walls("medium", reduction="worst"), shape=(2, 3, 2)),
+    "Continuity": Example(lambda: Continuity(0.5, 0.5, 0.5), shape=(4, 3, 2)),
     "RewardAtLeast": Example(lambda: RewardAtLeast(Ink(), threshold=0.5)),
     "Feasibility": Example(lambda: Feasibility(ThirdHalves(tolerance=-0.2))),
     "Brightness": Example(Brightness),

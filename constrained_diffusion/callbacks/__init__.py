@@ -15,6 +15,7 @@ from constrained_diffusion.callbacks.noise_progress import NoiseProgress
 from constrained_diffusion.callbacks.noise_report import NoiseReport
 from constrained_diffusion.callbacks.noise_results import NoiseResults
 from constrained_diffusion.callbacks.penalty_scheduler import PenaltyScheduler
+from constrained_diffusion.callbacks.plan_overlay import PlanOverlay
 from constrained_diffusion.callbacks.report import Report
 from constrained_diffusion.callbacks.results import Results
 from constrained_diffusion.callbacks.same_folder import SameFolder
@@ -44,6 +45,7 @@ __all__ = [
     "NoiseResults",
     "NuPI",
     "PenaltyScheduler",
+    "PlanOverlay",
     "Report",
     "Results",
     "SameFolder",

@@ -18,6 +18,8 @@ from constrained_diffusion.callbacks import plots
 from constrained_diffusion.callbacks.noise_callback import NoiseCallback
 from constrained_diffusion.callbacks.noise_results import read_results, summary
 from constrained_diffusion.callbacks.page import figure, note, write_page
+from constrained_diffusion.callbacks.plan_overlay import plans_section
+from constrained_diffusion.callbacks.report import before_after_section, read_json
 from constrained_diffusion.datamodules.prompts import Job
 from constrained_diffusion.noise_optimization.optimizer import Run
 
@@ -32,14 +34,17 @@ class NoiseReport(NoiseCallback):
         self._strips: dict[str, dict[int, Tensor]] = {}
 
     def on_evaluation(
-        self, trainer: Trainer, module: LightningModule, jobs: Sequence[Job], run: Run, clean: dict[int, Tensor]
+        self, trainer: Trainer, module: Any, jobs: Sequence[Job], run: Run, clean: dict[int, Tensor]
     ) -> None:
         step, every = run.evaluations - 1, max(1, run.settings.steps // (FRAMES - 1))
         for row, sample in clean.items():
             known = jobs[row].key in self._strips or len(self._strips) < STRIPS
             ends = run.records[row].stopped != "none"
-            if known and (step % every == 0 or ends) and sample.ndim == 3 and sample.shape[0] in (1, 3):
-                self._strips.setdefault(jobs[row].key, {})[step] = sample.detach().clamp(0, 1).cpu()
+            if known and (step % every == 0 or ends):
+                with torch.no_grad():
+                    drawn = module.pictures(sample[None].float())
+                if drawn is not None:
+                    self._strips.setdefault(jobs[row].key, {})[step] = drawn[0].detach().clamp(0, 1).cpu()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # Not `on_predict_end`, which a rank without jobs never reaches.
@@ -54,7 +59,7 @@ class NoiseReport(NoiseCallback):
 
 
 def strip(frames: Mapping[int, Tensor]) -> bytes:
-    """Return the images `(C, H, W)` in [0, 1], by step, side by side as a PNG; small ones are enlarged."""
+    """Return the pictures `(C, H, W)` in [0, 1], by step, side by side as a PNG; small ones are enlarged."""
     from PIL import Image
 
     row = torch.cat([frames[step] for step in sorted(frames)], dim=2)
@@ -73,6 +78,8 @@ def write_noise_report(folder: Path) -> Path:
     sections = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="verdict plain">{escape(summary(rows))}</p>',
+        before_after_section(read_json(folder / "results.json")),
+        plans_section(folder / "plans"),
         _trajectories(rows),
         _strips(folder / "strips"),
         _table(rows),

@@ -1,7 +1,9 @@
 """What a noise optimisation leaves on disk, so that nothing finished is ever done twice.
 
 results.jsonl            one row per finished sample (`results-rank1.jsonl`, .. of further ranks)
-before/KEY.png, after/KEY.png      images; other samples lie in noise/KEY.safetensors alone
+results.json             with an evaluation: its figures of all finished samples, before and after
+before/KEY.png, after/KEY.png      samples that can be drawn; others lie in noise/KEY.safetensors alone
+plans/before.png, plans/after.png  all of them in one picture each, where the evaluation draws some
 noise/KEY.safetensors    the noise that was found, the sample, and the one before
 unfinished/KEY.pt        the state of a batch in work, from which a killed command goes on
 """
@@ -23,7 +25,11 @@ from torch import Tensor
 
 from constrained_diffusion import untrusted
 from constrained_diffusion.callbacks.noise_callback import NoiseCallback, Optimized
+from constrained_diffusion.callbacks.noise_figures import before_and_after, samples
+from constrained_diffusion.callbacks.plan_overlay import draws_overlays, write_overlays
+from constrained_diffusion.callbacks.results import versions
 from constrained_diffusion.callbacks.samples import save_picture
+from constrained_diffusion.callbacks.table import before_after_table
 from constrained_diffusion.datamodules.prompts import Job
 from constrained_diffusion.noise_optimization.optimizer import Run
 
@@ -86,7 +92,7 @@ class NoiseResults(NoiseCallback):
     def on_predict_batch_end(
         self,
         trainer: Trainer,
-        pl_module: LightningModule,
+        pl_module: Any,
         outputs: Any,
         batch: Any,
         batch_idx: int,
@@ -99,23 +105,35 @@ class NoiseResults(NoiseCallback):
             tensors = {"noise": record.noise, "sample": record.sample, "before": record.start}
             tensors = {name: tensor.float().cpu().contiguous() for name, tensor in tensors.items()}
             save_file(tensors, folder / "noise" / f"{job.key}.safetensors")
-            if record.sample.ndim == 3 and record.sample.shape[0] in (1, 3):
-                save_picture(record.start, folder / "before" / f"{job.key}.png")
-                save_picture(record.sample, folder / "after" / f"{job.key}.png")
+            drawn = pl_module.pictures(torch.stack([record.start, record.sample]).float().to(pl_module.device))
+            for side, picture in zip(("before", "after"), () if drawn is None else drawn, strict=False):
+                save_picture(picture, folder / side / f"{job.key}.png")
             row = {"key": job.key, "seed": job.seed, "prompt": job.prompt, **record.summary()}
             row |= {"rewards": record.rewards, "log_probabilities": record.log_probabilities}
             with (folder / _rows_file(trainer.global_rank)).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")  # last, so that a row says that the rest is there
         _unfinished(trainer, outputs.jobs).unlink(missing_ok=True)
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         # Not `on_predict_end`, which a rank without jobs never reaches.
         trainer.strategy.barrier("noise results")
         if trainer.is_global_zero:
             folder = Path(trainer.default_root_dir)
             rows = read_results(folder)
+            if pl_module.evaluation is not None and rows:
+                _measure(folder, [row["key"] for row in rows], pl_module)
             (folder / "finished").touch()
             print(summary(rows) + f" They lie in {folder}.")
+
+
+def _measure(folder: Path, keys: Sequence[str], module: Any) -> None:
+    results = before_and_after(folder, keys, module.evaluation, module.constraints, module.device)
+    results["versions"] = versions()
+    (folder / "results.json").write_text(json.dumps(results, indent=2))
+    print(before_after_table(results))
+    if draws_overlays(module.evaluation):
+        for side in ("before", "after"):
+            write_overlays(module.evaluation, samples(folder, keys, side).to(module.device), folder, side)
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:

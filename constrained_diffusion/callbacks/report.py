@@ -20,6 +20,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from constrained_diffusion.callbacks import plots, table
 from constrained_diffusion.callbacks.page import note, picture, write_page
+from constrained_diffusion.callbacks.plan_overlay import plans_section
 
 MAX_GRIDS = 24  # a longer fit shows so many of its epochs, evenly spread
 _STATUSES = ("feasible", "infeasible", "diverged")
@@ -40,8 +41,8 @@ Drawing = tuple[str, Callable[[], bytes | None]]
 def write_report(run: Path) -> Path:
     """Write `report.html` from what lies in the run folder, and return its path.
 
-    Reads `config.yaml`, `metrics.csv`, `grids/*.png`, `results.json` and `status.json`, those that exist. The same
-    files give the same page, byte for byte.
+    Reads `config.yaml`, `metrics.csv`, `plans/*.png`, `grids/*.png`, `results.json` and `status.json`, those that
+    exist. The same files give the same page, byte for byte.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -57,7 +58,8 @@ def write_report(run: Path) -> Path:
     sections = [
         f"<h1>{escape(title)}</h1>",
         _verdict(results, fit, metrics),
-        _table(results),
+        before_after_section(results),
+        plans_section(run / "plans"),
         _grids(run / "grids"),
         _plots(results, metrics, config),
         _settings(results, config),
@@ -134,7 +136,8 @@ def _verdict(results: Mapping[str, Any], fit: Mapping[str, Any], metrics: Metric
     return f'<p class="verdict {kind}">{escape(text)}</p>\n{note(f"Cost: {cost}" if cost else "")}'
 
 
-def _table(results: Mapping[str, Any]) -> str:
+def before_after_section(results: Mapping[str, Any]) -> str:
+    """Return the table of `results.json`'s content as HTML with a heading, "" where nothing was measured."""
     if not (content := table.html_table(results)):
         return ""
     return f'<h2>Before and after</h2>\n<div class="scroll">{content}</div>\n{note(table.footnote(results))}'

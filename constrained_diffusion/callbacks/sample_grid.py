@@ -14,6 +14,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from constrained_diffusion.callbacks.samples import pictures
+
 if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageDraw import ImageDraw
@@ -130,8 +132,9 @@ class SampleGrid(Callback):
     """Draws `<run>/grids/epoch-000.png` while fitting, and `before.png` and `after.png` at the end of the test.
 
     The run is `trainer.default_root_dir`. The module offers `sample(seeds, weights=...)`, which returns EMA samples in
-    the data's units, and `evaluation`, whose `marks` judge them (None: no outlines). Every rank samples, so that
-    sharded weights meet; rank zero draws. A TensorBoard logger, where there is one, shows the same pictures.
+    the data's units, and `evaluation`, whose `pictures` show and whose `marks` judge them (None: images as they are,
+    without outlines). Every rank samples, so that sharded weights meet; rank zero draws. A TensorBoard logger, where
+    there is one, shows the same pictures.
 
     Args:
         samples: how many; they have the seeds 0 .. samples - 1, the first of the evaluation's.
@@ -168,13 +171,17 @@ class SampleGrid(Callback):
         if not self._drawable:
             return
         with torch.no_grad():
-            images = pl_module.sample(range(self.samples), **weights)
-            self._drawable = images.ndim == 4 and images.shape[1] in _MODES
+            samples = pl_module.sample(range(self.samples), **weights)
+            self._drawable = pictures(pl_module, samples[:1]) is not None  # on every rank, so that all stop sampling
             if not self._drawable:
-                rank_zero_info(f"SampleGrid draws images (C, H, W); there are none in samples {tuple(images.shape)}.")
+                rank_zero_info(
+                    f"SampleGrid draws images (C, H, W); there are none in samples {tuple(samples.shape)}. An "
+                    "evaluation whose `pictures` draws them would show them."
+                )
                 return
-            marks = [] if pl_module.evaluation is None else pl_module.evaluation.marks(images)
-        if not trainer.is_global_zero:
+            marks = [] if pl_module.evaluation is None else pl_module.evaluation.marks(samples)
+            images = pictures(pl_module, samples) if trainer.is_global_zero else None
+        if images is None:
             return
         grid = draw_grid(images, marks, self.columns, 2 if max(images.shape[2:]) <= 64 else 1, caption)
         folder = Path(trainer.default_root_dir) / "grids"

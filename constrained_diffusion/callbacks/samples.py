@@ -11,14 +11,16 @@ from lightning.pytorch.utilities import rank_zero_info
 from safetensors.torch import save_file
 
 from constrained_diffusion.callbacks.keep import put_aside
+from constrained_diffusion.metrics.evaluation import images
 from constrained_diffusion.rejection import Rejection
 
 
 class SampleWriter(Callback):
-    """Writes `<run>/samples/seed-000000.png` for image samples and `samples-rank0.safetensors` for samples of any kind.
+    """Writes `<run>/samples/seed-000000.png` for samples that can be drawn and `samples-rank0.safetensors` for all.
 
-    The tensor file holds `samples` `(N, *shape)` in the data's units and `seeds` `(N,)`. What an earlier `predict` of
-    the run wrote is kept as `samples-1`, `samples-2`, ..
+    The module's `evaluation`, where it has one, draws; else images are drawn as they are. The tensor file holds
+    `samples` `(N, *shape)` in the data's units and `seeds` `(N,)`. What an earlier `predict` of the run wrote is kept
+    as `samples-1`, `samples-2`, ..
     """
 
     def __init__(self) -> None:
@@ -51,15 +53,27 @@ class SampleWriter(Callback):
             return
         samples, seeds = torch.cat(self._samples), torch.cat(self._seeds)
         save_file({"samples": samples, "seeds": seeds}, folder / f"samples-rank{trainer.global_rank}.safetensors")
-        if samples.ndim == 4 and samples.shape[1] in (1, 3):
-            for sample, seed in zip(samples, seeds.tolist(), strict=True):
-                save_picture(sample, folder / f"seed-{seed:06d}.png")
+        for sample, seed in zip(samples, seeds.tolist(), strict=True):
+            if (picture := pictures(pl_module, sample[None].to(pl_module.device))) is not None:
+                save_picture(picture[0], folder / f"seed-{seed:06d}.png")
         rank_zero_info(f"{len(samples)} samples lie in {folder}")
 
 
+def pictures(module: LightningModule, clean: torch.Tensor) -> torch.Tensor | None:
+    """Return what shows the samples, as `Evaluation.pictures`; images as they are where the module has no evaluation.
+
+    Args:
+        module: with or without an attribute `evaluation`.
+        clean: `(B, *shape)`, in the data's units.
+    """
+    evaluation: Any = getattr(module, "evaluation", None)
+    drawn: torch.Tensor | None = images(clean) if evaluation is None else evaluation.pictures(clean)
+    return drawn
+
+
 def save_picture(image: torch.Tensor, path: Path) -> None:
-    """Write an image `(1 or 3, H, W)` in [0, 1] as an 8-bit file."""
+    """Write an image `(1, 3 or 4, H, W)` in [0, 1] as an 8-bit file."""
     from PIL import Image
 
-    pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)
+    pixels = (image.detach().clamp(0, 1) * 255).round().to("cpu", torch.uint8).permute(1, 2, 0)
     Image.fromarray(pixels.squeeze(-1).numpy()).save(path)

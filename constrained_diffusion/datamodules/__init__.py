@@ -4,6 +4,7 @@ from constrained_diffusion.datamodules.base import DiffusionDataModule, TensorRo
 from constrained_diffusion.datamodules.batch import Batch
 from constrained_diffusion.datamodules.generated import GeneratedDataModule
 from constrained_diffusion.datamodules.image_folder import ImageFolderDataModule
+from constrained_diffusion.datamodules.maze2d import Maze2DDataModule
 from constrained_diffusion.datamodules.mnist import MNISTDataModule
 from constrained_diffusion.datamodules.optimized import OptimizedDataModule
 from constrained_diffusion.datamodules.prompts import PromptsDataModule
@@ -15,6 +16,7 @@ __all__ = [
     "GeneratedDataModule",
     "ImageFolderDataModule",
     "MNISTDataModule",
+    "Maze2DDataModule",
     "OptimizedDataModule",
     "PromptsDataModule",
     "SeedsDataModule",

@@ -93,6 +93,11 @@ class DiffusionDataModule(LightningDataModule, ABC):
         """Shape of one clean sample, without batch."""
         return tuple(self.data[0].clean.shape[1:])
 
+    def moments(self) -> tuple[list[float], list[float]]:
+        """Return mean and standard deviation of each channel, the last side of a sample, over the training rows."""
+        values = self.data[0].clean.double().flatten(0, -2)
+        return values.mean(0).tolist(), values.std(0).tolist()
+
     def train_dataloader(self) -> DataLoader[Batch]:
         rows = self.data[0]
         self.sampler = KeyedSampler(len(rows), self.batch_size, self.seed)

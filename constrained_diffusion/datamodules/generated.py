@@ -86,6 +86,7 @@ class GeneratedDataModule(DiffusionDataModule):
             self.first_seed,
             self.samples + self.held_out,
             str(self.trainer.precision),
+            *([repr(self._module.guide)] if getattr(self._module, "guide", None) else []),
         )
         key = mix(*weights_sha256(denoiser.network).encode(), *repr(settings).encode())
         return self.cache_dir / "generated" / f"{key:016x}.safetensors"

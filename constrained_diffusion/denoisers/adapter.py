@@ -93,6 +93,8 @@ class Denoiser(nn.Module):
 
 def _shape_from_config(network: nn.Module) -> tuple[int, ...]:
     config = getattr(network, "config", None)
+    if config is not None and config.get("sample_shape"):
+        return tuple(config["sample_shape"])
     if config is None or "in_channels" not in config or not config.get("sample_size"):
         raise ValueError(
             f"sample_shape must be given for a {type(network).__name__}: the shape of one sample without batch, "

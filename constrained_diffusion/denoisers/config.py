@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from importlib import import_module
 from typing import Any, NamedTuple, cast
 
 from torch import nn
@@ -12,6 +13,7 @@ from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.denoisers.schedule import DiffusersSchedule
 from constrained_diffusion.diffusion import NoiseSchedule, Normalizer
 
+OURS = ("TransformerPlanner", "RecurrentPlanner")  #: networks of our own that a config may name
 _OBJECTS = ("network", "noise_schedule", "normalizer")  #: parts of a config that are objects themselves
 
 
@@ -69,11 +71,11 @@ def build(config: dict[str, Any], network: nn.Module | None = None) -> Denoiser:
 
 
 def is_diffusers(network: nn.Module) -> bool:
-    """Return whether `network` is of one of diffusers' own classes, so that its config tells how to make it."""
+    """Return whether `network` is a model of diffusers' kind, its own or ours: its config tells how to make it."""
     import diffusers
 
     cls = type(network)
-    return issubclass(cls, diffusers.ModelMixin) and getattr(diffusers, cls.__name__, None) is cls
+    return issubclass(cls, diffusers.ModelMixin) and _network(cls.__name__) is cls
 
 
 def parts(config: dict[str, Any], network: nn.Module | None, schedule: NoiseSchedule | None, source: str) -> Parts:
@@ -110,19 +112,27 @@ def _shape(stored: Any, source: str) -> tuple[int, ...] | None:
     return tuple(stored)
 
 
+def _network(name: str) -> Any:
+    import diffusers
+
+    if name in OURS:
+        return getattr(import_module("constrained_diffusion.denoisers.planners"), name)
+    return getattr(diffusers, name, None)
+
+
 def network_class(name: str, source: object) -> Any:
-    """Return diffusers' network class called `name`.
+    """Return the network class called `name`, diffusers' or ours.
 
     Raises:
-        ValueError: diffusers has no noise predictor of that name.
+        ValueError: there is no noise predictor of that name.
     """
     import diffusers
 
-    cls: Any = getattr(diffusers, name, None)
+    cls: Any = _network(name)
     is_network = inspect.isclass(cls) and issubclass(cls, diffusers.ModelMixin)
     if not is_network or "timestep" not in inspect.signature(cls.forward).parameters:
         raise ValueError(
             f"{source} names the class '{name}', which is no noise predictor of diffusers: expected one like "
-            "UNet2DModel; for another network use Denoiser(network=..., noise_schedule=...)."
+            f"UNet2DModel, or {' or '.join(OURS)}; for another network use Denoiser(network=..., noise_schedule=...)."
         )
     return cls

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -22,16 +23,17 @@ from constrained_diffusion.denoisers.loading import denoiser_config
 from constrained_diffusion.distributed import sum_over_ranks
 from constrained_diffusion.fine_tuning.lora import adapters_off, merge_adapters
 from constrained_diffusion.fine_tuning.networks import DiffusionNetworks
+from constrained_diffusion.guides.base import Guide
 from constrained_diffusion.metrics.evaluation import Evaluation
 from constrained_diffusion.metrics.proportion import ViolationRate
 from constrained_diffusion.objectives import Constraint
 from constrained_diffusion.precision import Single, never_half, single, unrounded
 from constrained_diffusion.randomness import keyed_normal
-from constrained_diffusion.sampling import Sampler, ddim, seeded_noise
+from constrained_diffusion.sampling import Predict, Sampler, seeded_noise
 
 Weights = Literal["ema", "raw", "pretrained"]
 TRAINING, HELD_OUT, NETWORK = 1, 2, 3  # streams of random numbers
-ELSEWHERE = ("evaluation.", "constraints.", "own_violation.")  # state that checkpoints leave to its own files
+ELSEWHERE = ("evaluation.", "constraints.", "own_violation.", "guide.")  # state that checkpoints leave to its own files
 
 
 class EvaluatedDiffusion(DiffusionNetworks):
@@ -53,8 +55,10 @@ class EvaluatedDiffusion(DiffusionNetworks):
         seed: int,
         keep_pretrained: bool,
         recompute: bool,
+        guide: Guide | None = None,
     ) -> None:
         super().__init__()
+        self.guide = guide
         self.denoiser, self.constraints = denoiser, Single(constraints)
         self.constraint_names = _unique_names(constraints)
         self.in_expectation = [constraint.in_expectation for constraint in constraints]
@@ -96,7 +100,8 @@ class EvaluatedDiffusion(DiffusionNetworks):
         z = seeded_noise(seeds, self.denoiser.sample_shape, sampler, schedule.num_timesteps)
         z = z.to(self.device, torch.promote_types(self.dtype, torch.float32))  # type: ignore[arg-type]  # allows a str
         with self._evaluating(weights) as network:
-            samples = ddim(lambda x, t: self.denoiser.predict(x, t, network=network), schedule, z, sampler)
+            predict: Predict = partial(self.denoiser.predict, network=network)
+            samples = sampler(self.guide(predict, self.denoiser) if self.guide else predict, schedule, z)
         normalizer = self.denoiser.normalizer
         return normalizer.denormalize(normalizer.clamp(single(samples)))
 
@@ -116,7 +121,8 @@ class EvaluatedDiffusion(DiffusionNetworks):
         """Samples of the pretrained weights, seeds 0, 1, .., stored beside them, where this run would draw the same."""
         folder = getattr(self.denoiser, "folder", None)
         settings = {"sampler": asdict(self.sampler), "precision": str(self.trainer.precision)}
-        return None if self.recompute or folder is None else zoo.stored_samples(folder, settings)
+        drawn_anew = self.recompute or folder is None or self.guide is not None
+        return None if drawn_anew else zoo.stored_samples(folder, settings)  # type: ignore[arg-type]
 
     def _samples(self, seeds: list[int], weights: Weights) -> Tensor:
         stored = self.stored_samples() if weights == "pretrained" else None

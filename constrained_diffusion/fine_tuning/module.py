@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 from contextlib import nullcontext
-from dataclasses import fields, replace
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -14,6 +13,7 @@ from torch import Tensor
 from constrained_diffusion.datamodules.base import DiffusionDataModule
 from constrained_diffusion.datamodules.batch import Batch
 from constrained_diffusion.denoisers.adapter import Denoiser, Prediction
+from constrained_diffusion.diffusion import MeasuredNormalizer
 from constrained_diffusion.distributed import sum_over_ranks
 from constrained_diffusion.fine_tuning.conditioning import condition_on_feasible
 from constrained_diffusion.fine_tuning.evaluated import NETWORK, TRAINING
@@ -27,27 +27,18 @@ from constrained_diffusion.fine_tuning.penalty import (
     released,
     violation,
 )
+from constrained_diffusion.fine_tuning.records import Measured, below_threshold
 from constrained_diffusion.fine_tuning.rejecting import RejectingDiffusion
+from constrained_diffusion.guides.base import Guide
 from constrained_diffusion.metrics.evaluation import Evaluation
 from constrained_diffusion.objectives import Constraint, StepRecord
 from constrained_diffusion.precision import never_half, single, unrounded
-from constrained_diffusion.randomness import keyed_normal, mix, stratified_timesteps, to_device
+from constrained_diffusion.randomness import keyed_normal, mix, stratified_timesteps, to_device, token_timesteps
 from constrained_diffusion.rejection import check_rejection
 from constrained_diffusion.sampling import Sampler
 
 STEERING = ("penalty_coefficient", "stop_below", "multiplier", "augmentation")  #: what callbacks write
 BANK = 4096  #: at most so many training samples stand for the pretrained model's distribution
-
-
-class Measured(NamedTuple):
-    """What one step measured of the constraints; all of shape `(K,)`, averaged over ranks."""
-
-    loss: Tensor  #: the penalty part of the loss, scalar, this rank's share, with gradient
-    penalty: Tensor  #: P, raw
-    slack: Tensor  #: S, mean of max_j(g_j - delta_j) over the rows below T_phi
-    violation_rate: Tensor  #: share of the rows below T_phi with g > tolerance
-    rows: Tensor  #: scalar, how many rows lie below T_phi, over all ranks
-    each: Tensor  #: `(B',)`, what each row of this rank below T_phi adds to the sums, all constraints together
 
 
 class ConstrainedDiffusion(RejectingDiffusion):
@@ -66,8 +57,10 @@ class ConstrainedDiffusion(RejectingDiffusion):
             half the schedule by default.
         evaluation: what `validate` and `test` measure on samples.
         sampler: the sampler of evaluation and prediction.
+        guide: what steers every sampling of this model, in evaluation, prediction and for generated training sets.
         ema_decay: decay of the moving average of the weights, which every sample is drawn from.
         snr_gamma: gamma of the min-SNR loss weight; None: constant weight.
+        token_noise: the share of rows in which each token of `(B, L, ..)` has a noise level of its own.
         lora: keyword arguments of `peft.LoraConfig`; None trains all weights.
         max_violation_rate: a fit is feasible where the upper 95 % bound of the share of samples with g > tolerance is
             at most this.
@@ -97,8 +90,10 @@ class ConstrainedDiffusion(RejectingDiffusion):
         open_from: int | None = None,
         evaluation: Evaluation | None = None,
         sampler: Sampler = Sampler(),  # noqa: B008  (frozen)
+        guide: Guide | None = None,
         ema_decay: float = 0.98,
         snr_gamma: float | None = None,
+        token_noise: float = 0.0,
         lora: dict[str, Any] | None = None,
         max_violation_rate: float = 0.01,
         recompute: bool = False,
@@ -118,18 +113,24 @@ class ConstrainedDiffusion(RejectingDiffusion):
             seed,
             keep_pretrained=not lora,
             recompute=recompute,
+            guide=guide,
         )
         total = denoiser.noise_schedule.num_timesteps
+        self.formulation, self.token_noise = named_formulation(formulation), token_noise
         if max_timestep is not None and not 1 <= max_timestep <= total:
             raise ValueError(
                 f"max_timestep (T_phi) must lie in 1 .. {total}, the length of the schedule; got {max_timestep}."
+            )
+        if not 0 <= token_noise <= 1 or (token_noise and self.formulation.conditioned):
+            raise ValueError(
+                f"token_noise is a share in [0, 1], and 0 for 'conditioned_algorithm1'; got {token_noise}."
             )
         if not 0 <= ema_decay < 1:
             raise ValueError(f"ema_decay must lie in [0, 1), got {ema_decay}.")
         if reject_violations:
             check_rejection(given, max_draws)
         self.reject_violations, self.max_draws = reject_violations, max_draws
-        self.formulation, self.max_timestep = named_formulation(formulation), max_timestep or total
+        self.max_timestep = max_timestep or total
         self.open_from = total // 2 if open_from is None else open_from
         self.snr_gamma, self.lora, self.optimizer, self.lr_scheduler = snr_gamma, lora, optimizer, lr_scheduler
         for name in STEERING:
@@ -148,12 +149,17 @@ class ConstrainedDiffusion(RejectingDiffusion):
         return self
 
     def setup(self, stage: str) -> None:
-        shape = getattr(self.trainer.datamodule, "sample_shape", self.denoiser.sample_shape)  # type: ignore[attr-defined]
+        normalizer, data = self.denoiser.normalizer, self.trainer.datamodule  # type: ignore[attr-defined]
+        if stage == "fit" and isinstance(normalizer, MeasuredNormalizer) and isinstance(data, DiffusionDataModule):
+            normalizer.measure(*data.moments())
+        shape = getattr(data, "sample_shape", self.denoiser.sample_shape)
         self.check(stage, shape)
 
     def check(self, stage: str, shape: tuple[int, ...]) -> None:
         """Raise ValueError where samples of `shape` fit not the denoiser or a constraint, or a fit lacks a gradient."""
         self.denoiser.check_data(shape)
+        if self.guide is not None:
+            self.guide.check_data(shape)
         for constraint in self.constraints:
             constraint.check_data(shape)  # type: ignore[operator]
             if stage == "fit" and not constraint.differentiable:
@@ -182,14 +188,17 @@ class ConstrainedDiffusion(RejectingDiffusion):
         rows = range(self.global_rank * len(clean), (self.global_rank + 1) * len(clean))
         key, world = (self.seed, TRAINING, self.batches_seen), self.trainer.world_size
         noise = to_device(keyed_normal([(*key, row) for row in rows], clean.shape[1:]), clean.device).to(clean.dtype)
-        on_host = stratified_timesteps(
-            self.seed, self.batches_seen, rows, len(clean) * world, schedule.num_timesteps, self.max_timestep
-        )
+        drawn = self.seed, self.batches_seen, rows, len(clean) * world, schedule.num_timesteps
+        on_host = stratified_timesteps(*drawn, self.max_timestep)
+        if self.token_noise:
+            on_host = token_timesteps(on_host, clean.shape[1], self.token_noise, *drawn)
         # What networks draw by themselves, such as dropout, is keyed too: a resumed fit needs no generator's state.
         torch.manual_seed(mix(self.seed, NETWORK, self.batches_seen, self.global_rank))
         self.batches_seen += 1
         timesteps = to_device(on_host, clean.device)
         noisy = schedule.add_noise(clean, noise, timesteps)
+        if self.guide is not None:
+            noisy, timesteps = self.guide.hold(noisy, timesteps, self.denoiser)
         # The frozen model first: the trained pass then reuses the memory of its activations.
         frozen = self._frozen_prediction(noisy, timesteps, batch.condition)
         prediction = self.denoiser.predict(noisy, timesteps, batch.condition)
@@ -199,7 +208,8 @@ class ConstrainedDiffusion(RejectingDiffusion):
         result = {"loss": loss, "row_sums": prediction.output.detach().flatten(1).sum(1)}
         if self.constraints:
             # T_phi is known on the host: choosing the rows there spares the device a synchronisation.
-            below = to_device((on_host < self.max_timestep).nonzero().squeeze(1), clean.device)
+            highest = on_host.flatten(1).amax(1) if on_host.ndim > 1 else on_host
+            below = to_device((highest < self.max_timestep).nonzero().squeeze(1), clean.device)
             record = StepRecord(
                 self.denoiser.normalizer.denormalize(prediction.clean),
                 noisy,
@@ -208,7 +218,9 @@ class ConstrainedDiffusion(RejectingDiffusion):
                 prediction.noise,
                 None if frozen is None else frozen.noise,
             )
-            measured = self.penalty(_rows(record, below), (noise - prediction.noise).square().flatten(1).mean(1))
+            measured = self.penalty(
+                below_threshold(record, below), (noise - prediction.noise).square().flatten(1).mean(1)
+            )
             result |= {"loss": loss + measured.loss, "penalty": measured.penalty, "slack": measured.slack}
             result["penalty_rows"] = measured.rows
             if len(measured.each) == len(below):  # a subclass may look at fewer rows
@@ -241,9 +253,11 @@ class ConstrainedDiffusion(RejectingDiffusion):
             target = frozen.output + schedule.from_clean(shift, torch.zeros_like(noisy), timesteps)
         elif self.formulation.anchored and frozen is not None:
             target, weight = frozen.output, self.feasible(batch.clean)
-        error = (prediction.output - target).square().flatten(1).mean(1)
+        squared = (prediction.output - target).square()
         if self.snr_gamma is not None:
-            error = error * schedule.loss_weight(timesteps, self.snr_gamma).reshape(len(error), -1).mean(1)
+            by_level = schedule.loss_weight(timesteps, self.snr_gamma)
+            squared = squared * by_level.reshape(*by_level.shape, *(1,) * (squared.ndim - by_level.ndim))
+        error = squared.flatten(1).mean(1)
         return error.mean() if weight is None else (error * weight).mean()  # over all rows, the others counting zero
 
     def penalty(self, record: StepRecord, noise_error: Tensor) -> Measured:
@@ -305,8 +319,3 @@ class ConstrainedDiffusion(RejectingDiffusion):
         if self.lr_scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}}
-
-
-def _rows(record: StepRecord, rows: Tensor) -> StepRecord:
-    values = {field.name: getattr(record, field.name) for field in fields(record)}
-    return replace(record, **{name: value[rows] for name, value in values.items() if value is not None})

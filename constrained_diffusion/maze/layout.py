@@ -124,6 +124,19 @@ class Maze:
         width, height = self.size
         return Cell(int((height / 2 - y) // 1), int((x + width / 2) // 1))
 
+    def check_free(self, point: Sequence[float], name: str) -> None:
+        """Raise ValueError unless [x, y] is a place where the ball can be; `name` says in the error what it is."""
+        numbers = torch.as_tensor(point, dtype=torch.float64)
+        if numbers.shape != (2,) or not bool(numbers.isfinite().all()):
+            raise ValueError(f"a {name} expects [x, y] in cells, got {point}; the middle of the map is [0, 0].")
+        walls, free = self.boxes("#").double(), self.boxes("O").double()
+        if float(clearance(numbers, walls, free)) < BALL:
+            x, y = min((self.centre(at) for at in self.free), key=lambda at: float((torch.tensor(at) - numbers).norm()))
+            raise ValueError(
+                f"the {name} [{point[0]}, {point[1]}] lies in a wall, or nearer to one than the ball's radius {BALL}; "
+                f"the nearest middle of a free cell is [{x}, {y}]."
+            )
+
     def boxes(self, kind: str) -> Tensor:
         """Return the squares of all cells of a kind, "#" or "O": `(n, 4)`, each [x low, y low, x high, y high]."""
         cells = [Cell(r, c) for r, row in enumerate(self.rows) for c, value in enumerate(row) if value == kind]

@@ -7,6 +7,7 @@ the last one of the path. So start and goal are tokens of their own, which a sam
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 SECONDS = 0.01  #: between two frames, the simulator's time step
@@ -34,3 +35,17 @@ def check_plans(shape: tuple[int, ...], name: str) -> None:
             f"{name} expects plans of shape (tokens, frames, channels) with 2, 4 or 6 channels, got {tuple(shape)}; "
             "choose a planner, such as the zoo's maze2d_planner."
         )
+
+
+def as_plans(frames: Tensor, frame_stack: int) -> Tensor:
+    """Return paths `(B, N, C)` as plans `(B, L, S, C)`: tokens of S frames between a standing first and last token.
+
+    Args:
+        frames: N must be a multiple of S.
+        frame_stack: S.
+    """
+    tokens = frames.unflatten(1, (-1, frame_stack))
+    ends = frames[:, [0, -1]].clone()
+    ends[..., 2:] = 0  # who stands has no velocity, and does not push
+    first, last = ends[:, :, None].expand(-1, -1, frame_stack, -1).split(1, dim=1)
+    return torch.cat([first, tokens, last], dim=1)

@@ -40,10 +40,9 @@ def route(maze: Maze, start: Cell, goal: Cell, solver: Solver = "shortest") -> l
             if following not in came_from:
                 came_from[following] = at
                 todo.append(following)
-    way, at = [goal], came_from[goal]
-    while at is not None:
-        way.append(at)
-        at = came_from[at]
+    way = [goal]
+    while (before := came_from[way[-1]]) is not None:
+        way.append(before)
     return way[::-1]
 
 

@@ -12,6 +12,14 @@ from constrained_diffusion.objectives import Constraint
 from constrained_diffusion.precision import never_half
 
 
+def images(clean: Tensor) -> Tensor | None:
+    """Return samples `(B, C, H, W)` that are images for sure: C = 1, 3 or 4, and both sides at least 8; else None.
+
+    Other samples have four dimensions too: plans are `(B, tokens, frames, channels)`, with 2, 4 or 6 channels.
+    """
+    return clean if clean.ndim == 4 and clean.shape[1] in (1, 3, 4) and min(clean.shape[2:]) >= 8 else None
+
+
 class Evaluation(nn.Module, ABC):
     """Figures of a set of samples, gathered batch by batch and reduced over ranks.
 
@@ -44,6 +52,23 @@ class Evaluation(nn.Module, ABC):
     @abstractmethod
     def marks(self, clean: Tensor) -> list[str]:
         """Return "violation", "invalid" or "" for each sample of `clean` `(B, *shape)`, in the data's units."""
+
+    def pictures(self, clean: Tensor) -> Tensor | None:
+        """Return `(B, C, H, W)` in [0, 1], C = 1, 3 or 4, that show the samples; None where they cannot be drawn.
+
+        By default the samples themselves, where they are images for sure.
+
+        Args:
+            clean: `(B, *shape)`, in the data's units; whether they can be drawn depends on their shape alone.
+        """
+        return images(clean)
+
+    def overlays(self, clean: Tensor) -> dict[str, bytes]:
+        """Return PNG pictures that each show all samples at once, by name; the main one has the name "".
+
+        By default there are none, and then nobody draws samples for them.
+        """
+        return {}
 
     def compare(self, before: dict[str, Any], after: dict[str, Any]) -> None:
         """Write the figures that need both results into `after["metrics"]`, and their zeros into `before`'s, in place.

@@ -17,7 +17,7 @@ from constrained_diffusion.noise_optimization.memory import (
     kept_calls,
     saved_bytes,
 )
-from constrained_diffusion.sampling import Sampler, ddim
+from constrained_diffusion.sampling import Sampler
 
 
 class NoiseToSample:
@@ -58,7 +58,7 @@ class NoiseToSample:
         if torch.is_grad_enabled() and noise.requires_grad:
             keep = kept_calls(self.memory_budget, self.sampler.steps, lambda: self._measured(predict, noise[:, 0]))
             predict = checkpoint_calls(predict, self.sampler.steps, keep)
-        return self.finish(ddim(predict, self.noise_schedule, noise, self.sampler))
+        return self.finish(self.sampler(predict, self.noise_schedule, noise))
 
     def _measured(self, predict: Predict, noisy: Tensor) -> int:
         shape = tuple(noisy.shape)

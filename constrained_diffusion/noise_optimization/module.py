@@ -15,6 +15,7 @@ from constrained_diffusion.callbacks.noise_callback import NoiseCallback, Optimi
 from constrained_diffusion.datamodules.prompts import Job
 from constrained_diffusion.denoisers.adapter import Denoiser, Prediction
 from constrained_diffusion.denoisers.text_to_image import TextToImage
+from constrained_diffusion.metrics.evaluation import Evaluation, images
 from constrained_diffusion.noise_optimization.gradients import Perturbed, check_differentiable
 from constrained_diffusion.noise_optimization.mapping import NoiseToSample
 from constrained_diffusion.noise_optimization.memory import MemoryBudget, Predict
@@ -34,6 +35,8 @@ class DirectNoiseOptimization(LightningModule):
         sampler: steps, eta and the rest; by default 10 steps with eta 1, for `TextToImage` 50 of them with what its
             scheduler says.
         memory_budget: see `NoiseToSample`.
+        evaluation: what draws the samples and judges them before and after, bound to the objective's constraints where
+            it has some; None: images are drawn as they are, and nothing but the objective is measured.
         settings: see `NoiseOptimizer`: steps, regularizer, estimator, stops, seed and the rest.
 
     Raises:
@@ -46,6 +49,7 @@ class DirectNoiseOptimization(LightningModule):
         objective: Objective,
         sampler: Sampler | None = None,
         memory_budget: MemoryBudget = "minimal",
+        evaluation: Evaluation | None = None,
         **settings: Any,
     ) -> None:
         super().__init__()
@@ -60,6 +64,9 @@ class DirectNoiseOptimization(LightningModule):
         own = model.sampler_settings() if isinstance(model, TextToImage) else {}
         self.sampler = sampler or Sampler(steps=50 if prompted else 10, eta=1.0, **own)
         self.mapping = NoiseToSample(self._predictor, model.noise_schedule, self.sampler, self._finish, memory_budget)
+        self.evaluation = evaluation
+        if evaluation is not None and self.constraints:
+            evaluation.bind(self.constraints)
         self.optimizer = NoiseOptimizer(self.mapping, self._reward, **settings)
         check_differentiable(self.reward, self.optimizer.estimator)
 
@@ -79,10 +86,19 @@ class DirectNoiseOptimization(LightningModule):
             )
         data.sharded = False  # type: ignore[union-attr]
 
+    @property
+    def constraints(self) -> list[Constraint]:
+        """The constraints whose feasibility the objective rewards, alone or among other things."""
+        return [part.constraint for part in self.reward.modules() if isinstance(part, Feasibility)]
+
     def noise(self, seeds: Sequence[int]) -> Tensor:
         """Return the noise sequences of seeds, `(len(seeds), 1 + K, *shape)`; each depends on its own seed alone."""
         schedule = self.model.noise_schedule
         return seeded_noise(seeds, self.model.sample_shape, self.sampler, schedule.num_timesteps)
+
+    def pictures(self, clean: Tensor) -> Tensor | None:
+        """Return `(B, C, H, W)` in [0, 1] that show samples `(B, *shape)`; None where they cannot be drawn."""
+        return images(clean) if self.evaluation is None else self.evaluation.pictures(clean)
 
     def predict_step(self, batch: Any, batch_idx: int) -> Optimized:
         """Optimise the batch's jobs that have no results yet."""

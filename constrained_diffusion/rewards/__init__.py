@@ -3,6 +3,7 @@
 from constrained_diffusion.rewards.aesthetic import LAIONAesthetic
 from constrained_diffusion.rewards.classification import LogOdds
 from constrained_diffusion.rewards.combined import WeightedSum
+from constrained_diffusion.rewards.goal import NearGoal
 from constrained_diffusion.rewards.jpeg import JPEGCompressibility
 from constrained_diffusion.rewards.pixels import Brightness, Darkness, Ink
 from constrained_diffusion.rewards.preference import CLIPScore, HPSv2, PickScore
@@ -16,6 +17,7 @@ __all__ = [
     "JPEGCompressibility",
     "LAIONAesthetic",
     "LogOdds",
+    "NearGoal",
     "PickScore",
     "WeightedSum",
 ]

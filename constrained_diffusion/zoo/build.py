@@ -23,6 +23,7 @@ from constrained_diffusion.datamodules.mnist import MNISTDataModule
 from constrained_diffusion.metrics.features import ReferenceFeatures
 from constrained_diffusion.zoo import cards
 from constrained_diffusion.zoo.denoiser import denoiser
+from constrained_diffusion.zoo.planner import planner
 
 ZOO = Path(__file__).parent
 MNIST = "MNIST, the 60,000 training digits (LeCun, Cortes, Burges); figures on the 10,000 test digits"
@@ -111,6 +112,7 @@ ENTRIES: dict[str, tuple[str, Callable[[Path, Path, str | None], cards.Card]]] =
     "classifier": ("mnist_classifier", classifier),
     "judge": ("mnist_judge", judge),
     "denoiser": ("mnist_denoiser", denoiser),
+    "planner": ("maze2d_planner", planner),
 }
 
 

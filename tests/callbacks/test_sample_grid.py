@@ -50,7 +50,7 @@ class Brightness(Evaluation):
 class Painter(LightningModule):
     """The smallest module with the interface that the callback speaks to."""
 
-    def __init__(self, shape=(1, 6, 5), constraints=(), evaluation=None):
+    def __init__(self, shape=(1, 8, 9), constraints=(), evaluation=None):
         super().__init__()
         self.shape, self.evaluation = shape, evaluation
         self.constraints = nn.ModuleList(constraints)
@@ -236,6 +236,26 @@ def test_samples_that_are_no_images_are_left_alone_and_it_says_so_once(tmp_path,
     assert sum("SampleGrid draws images" in record.message for record in caplog.records) == 1
     assert not (tmp_path / "grids").exists()
     assert len(model.calls) == 1
+
+
+class Striped(Brightness):
+    """Draws plans (tokens, frames, channels) as pictures of 90 x 70."""
+
+    def pictures(self, clean):
+        return clean.flatten(1).mean(1)[:, None, None, None].expand(-1, 3, 90, 70)
+
+
+def test_plans_are_drawn_by_the_evaluation_and_not_taken_for_images(tmp_path, loader):
+    model = Painter(shape=(3, 10, 4), constraints=[MeanBelow()], evaluation=Striped())
+    trainer(tmp_path, SampleGrid(samples=4, columns=2)).test(model, loader, verbose=False)
+    plans = model.sample(range(4), weights="pretrained")
+    marks = model.evaluation.marks(plans)
+    expected = draw_grid(model.evaluation.pictures(plans), marks, 2, 1, "before")
+    assert (pixels(read(tmp_path / "grids/before.png")) == pixels(expected)).all()
+    assert (tmp_path / "grids/after.png").is_file()
+    undrawn = Painter(shape=(3, 10, 4), evaluation=Brightness())
+    trainer(tmp_path / "none", SampleGrid(samples=4)).test(undrawn, loader, verbose=False)
+    assert not (tmp_path / "none" / "grids").exists()
 
 
 def test_tensorboard_shows_the_same_pictures(tmp_path, loader):

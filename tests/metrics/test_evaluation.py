@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from constrained_diffusion.metrics.evaluation import Evaluation
+from constrained_diffusion.metrics.evaluation import Evaluation, images
 from constrained_diffusion.metrics.proportion import ViolationRate
 
 
@@ -42,6 +42,19 @@ def test_four_methods_make_an_evaluation() -> None:
     evaluation.compare(before, result)
     assert before == {"metrics": {}}
     assert result["metrics"] == {}
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 8, 8), (4, 9, 30)])
+def test_images_show_themselves(shape: tuple[int, ...]) -> None:
+    clean = torch.rand(2, *shape)
+    assert NegativeSum().pictures(clean) is clean
+    assert images(clean) is clean
+    assert NegativeSum().overlays(clean) == {}
+
+
+@pytest.mark.parametrize("shape", [(7,), (60, 4), (2, 9, 9), (3, 10, 6), (4, 30, 4), (1, 10, 2), (1, 3, 9, 9)])
+def test_plans_and_other_samples_are_no_images(shape: tuple[int, ...]) -> None:
+    assert NegativeSum().pictures(torch.rand(2, *shape)) is None
 
 
 def test_the_base_cannot_be_used_itself() -> None:

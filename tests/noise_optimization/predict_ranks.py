@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
@@ -11,6 +12,7 @@ from constrained_diffusion.callbacks import NoiseResults
 from constrained_diffusion.datamodules import SeedsDataModule
 from constrained_diffusion.denoisers import Denoiser, DiffusersSchedule
 from constrained_diffusion.diffusion import Normalizer
+from constrained_diffusion.metrics import Evaluation, ViolationRate
 from constrained_diffusion.noise_optimization.gradients import Hybrid2
 from constrained_diffusion.noise_optimization.module import DirectNoiseOptimization
 from constrained_diffusion.objectives import Reward
@@ -22,6 +24,26 @@ class Dark(Reward):
 
     def forward(self, clean: Tensor) -> Tensor:
         return -clean.flatten(1).mean(1)
+
+
+class TooLight(Evaluation):
+    """A sample violates where its mean exceeds 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rate = ViolationRate()
+
+    def update(self, clean: Tensor) -> None:
+        self.rate.update(clean.flatten(1).mean(1) > 0)
+
+    def compute(self) -> dict[str, Any]:
+        return {**self.rate.compute(), "metrics": {}}
+
+    def reset(self) -> None:
+        self.rate.reset()
+
+    def marks(self, clean: Tensor) -> list[str]:
+        return ["violation" if row.mean() > 0 else "" for row in clean]
 
 
 class Tiny(nn.Module):
@@ -40,7 +62,7 @@ def predict(folder: Path, shard: bool, devices: int) -> None:
     schedule = DiffusersSchedule({"num_train_timesteps": 100, "prediction_type": "epsilon"})
     module = DirectNoiseOptimization(
         Denoiser(Tiny(), schedule, Normalizer(), sample_shape=(1, 4, 4)), Dark(), Sampler(steps=3, eta=1.0),
-        steps=4, permutations=5, estimator=Hybrid2(5, shard=shard),
+        steps=4, permutations=5, evaluation=TooLight(), estimator=Hybrid2(5, shard=shard),
     )  # fmt: skip
     trainer = Trainer(
         accelerator="cpu", devices=devices, strategy="ddp_fork" if devices > 1 else "auto", logger=False,

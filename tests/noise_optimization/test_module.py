@@ -198,3 +198,6 @@ def test_two_ranks_find_what_one_finds(tmp_path: Path, shard: str, run_program: 
         assert ours["rewards"] == pytest.approx(theirs["rewards"], abs=1e-5)
         assert ours["rewards"][-1] > ours["rewards"][0]
     assert len(list((tmp_path / "two").glob("results*.jsonl"))) == (1 if shard == "shard" else 2)
+    figures = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two")]
+    assert figures[0] == figures[1]
+    assert figures[1]["after"]["n"] == 4

@@ -1,0 +1,97 @@
+"""The zoo's planner: its figures, and the statistics of its data that plans are compared with."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import track
+from torch import Tensor
+
+from constrained_diffusion.datamodules.maze2d import Maze2DDataModule
+from constrained_diffusion.denoisers.loading import PretrainedDenoiser
+from constrained_diffusion.maze.layout import Maze
+from constrained_diffusion.maze.plans import points
+from constrained_diffusion.maze.simulator import execute, planned_velocities, tracking_error
+from constrained_diffusion.metrics.plan_evaluation import PlanEvaluation
+from constrained_diffusion.metrics.smoothness import plan_statistics
+from constrained_diffusion.sampling import Sampler, seeded_noise
+from constrained_diffusion.zoo import cards
+
+COUNT, EXECUTED = 1000, 200  #: seeds 0 .. 999, of which so many are executed
+WINDOWS = 5000  #: of the recording, for its statistics
+QUALITY = Sampler(steps=50)
+STATISTICS = "statistics.json"
+
+
+@torch.no_grad()
+def draw(denoiser: PretrainedDenoiser, count: int, batch_size: int = 250) -> Tensor:
+    """Return the plans of seeds 0 .. count - 1, `(count, L, S, C)`, in cells."""
+    plans, total = [], denoiser.noise_schedule.num_timesteps
+    for seeds in track(torch.arange(count).split(batch_size), description=f"{count} plans, {QUALITY.steps} steps"):
+        z = seeded_noise(seeds.tolist(), denoiser.sample_shape, QUALITY, total)
+        plans.append(denoiser.normalizer.denormalize(QUALITY(denoiser.predict, denoiser.noise_schedule, z)))
+    return torch.cat(plans)
+
+
+def statistics(plans: Tensor, maze: Maze, stack: int, recorded: Tensor) -> dict[str, float]:
+    """Return the steps and bends of recorded plans, and how far the simulated ball strays from drawn ones.
+
+    Args:
+        plans: drawn by the planner, `(n, L, S, C)`; the first 200 are executed.
+        maze: the maze.
+        stack: S.
+        recorded: `(m, L, S, C)`, from the data.
+    """
+    paths = points(plans[:EXECUTED]).double()
+    inner = paths[:, stack:-stack]
+    ball = execute(maze, paths, paths.shape[1], planned_velocities(inner)[:, 0]).positions
+    strayed = tracking_error(paths, ball).flatten()
+    return {**plan_statistics(points(recorded)[:, stack:-stack]), "tracking_p95": float(strayed.quantile(0.95))}
+
+
+def planner(target: Path, export: Path, data_dir: str | None, count: int = COUNT) -> cards.Card:
+    """Copy an exported planner to `target`, measure it, and write its data's statistics; `data_dir` is not needed.
+
+    The recording is made if it is not there, as by the config that trains the planner.
+    """
+    model = PretrainedDenoiser(str(export))  # refuses an export that is not whole, before anything is overwritten
+    shutil.rmtree(target)
+    shutil.copytree(export, target, ignore=shutil.ignore_patterns("training.json"))
+    training: dict[str, Any] = json.loads((export / "training.json").read_text())
+    tokens, stack, channels = model.sample_shape
+    data = Maze2DDataModule(tokens=tokens, frame_stack=stack, channels=channels)
+    train, _ = data.data
+    recorded = train.__getitems__(torch.linspace(0, len(train) - 1, min(WINDOWS, len(train))).long().tolist()).clean
+    started = time.perf_counter()
+    plans = draw(model, count)
+    seconds = (time.perf_counter() - started) / count
+    (target / STATISTICS).write_text(json.dumps(statistics(plans, data.maze, stack, recorded), indent=2) + "\n")
+    evaluation = PlanEvaluation(data.maze_name, reference=str(target), executed=EXECUTED)
+    evaluation.update(plans)
+    measured = {key: value for key, value in evaluation.compute()["metrics"].items() if value is not None}
+    return cards.Card(
+        name=target.name,
+        summary="A small transformer that plans 4 s of motion through PointMaze Medium, (B, 42, 10, 2) in cells; every "
+        "token of ten frames has its own noise level.",
+        data="1,000,000 steps of gymnasium-robotics' PointMaze_Medium-v3, driven by the waypoint controller along "
+        "shortest routes; recorded by the same command",
+        data_licence="none needed: simulated here",
+        command="lightning fit --config pretrain/maze2d.yaml",
+        training=training,
+        figures={
+            "parameters": sum(p.numel() for p in model.parameters()),
+            f"DDIM {QUALITY.steps} steps, n": count,
+            "seconds_per_plan": seconds,
+            **measured,
+        },
+        notes=[
+            "EMA weights of the last step; the run was stopped and resumed from its own checkpoint.",
+            f"{STATISTICS}: steps (in cells per 0.01 s) and bends of {WINDOWS:,} recorded windows, and the p95 of the "
+            f"simulated ball's distance to its plan over {EXECUTED} of the planner's own plans.",
+        ],
+    )
