@@ -115,19 +115,19 @@ class NoiseSchedule(nn.Module):
             return (noisy - signal * output) / sigma
         return sigma * noisy + signal * output
 
-    def loss_weight(self, timesteps: Tensor, snr_gamma: float) -> Tensor:
-        """Return the min-SNR weight of the squared error on the network's own target, shape of `timesteps`.
+    def loss_weight(self, timesteps: Tensor, snr_gamma: float, snr_floor: float = 0.0) -> Tensor:
+        """Return the weight of the squared error on the network's own target, shape of `timesteps`.
 
-        min(SNR, gamma) on the clean sample, converted to the target in use (Hang et al. 2023, arXiv 2303.09556,
-        sec. 3.4).
+        max(min(SNR, gamma), floor) on the clean sample, converted to the target in use: min-SNR (Hang et al. 2023,
+        arXiv 2303.09556, sec. 3.4), and truncated SNR (Salimans and Ho 2022, arXiv 2202.00512, sec. 4).
         """
         abar = self.alphas_cumprod[timesteps]
         snr = abar / (1 - abar)
         if self.prediction_type == "epsilon":
-            return (snr_gamma / snr).clamp(max=1)
-        if self.prediction_type == "sample":
-            return snr.clamp(max=snr_gamma)
-        return snr.clamp(max=snr_gamma) / (snr + 1)
+            weight = (snr_gamma / snr).clamp(max=1)
+            return weight.maximum(snr_floor / snr) if snr_floor else weight
+        weight = snr.clamp(min=snr_floor, max=snr_gamma)
+        return weight if self.prediction_type == "sample" else weight / (snr + 1)
 
 
 class Normalizer(nn.Module):

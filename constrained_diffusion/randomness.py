@@ -76,12 +76,15 @@ def token_timesteps(
     global_batch: int,
     num_timesteps: int,
 ) -> Tensor:
-    """Return a timestep for every token, `(B, tokens)`: its own in a share of the rows, else that of its row.
+    """Return a timestep for every token, `(B, tokens)`: its row's, but in a share of the rows.
+
+    In half of these each token's is drawn by itself, uniformly (Diffusion Forcing). In the others the first and the
+    last token are clean, at 0, with probability 1/2 each, as where a start and a goal are held.
 
     Args:
         timesteps: `(B,)`, the rows' own.
         tokens: L.
-        share: of the rows in which each token's is drawn by itself, uniformly; rows are chosen by their global number.
+        share: of the rows whose tokens differ; rows are chosen by their global number.
         seed: keys the draw.
         step: keys it too.
         rows: the rows' numbers in the global batch.
@@ -92,8 +95,14 @@ def token_timesteps(
         raise ValueError(f"expected rows of a batch of {global_batch}, got {rows}.")
     levels = timesteps[:, None].repeat(1, tokens)
     for level, row in zip(levels, rows, strict=True):
-        if int((row + 1) * share) > int(row * share):  # evenly among the rows
-            level.copy_(torch.randint(num_timesteps, (tokens,), generator=keyed_generator(seed, step, row, tokens)))
+        count = int((row + 1) * share)
+        if count == int(row * share):  # evenly among the rows
+            continue
+        generator = keyed_generator(seed, step, row, tokens)
+        if count % 2:
+            level.copy_(torch.randint(num_timesteps, (tokens,), generator=generator))
+        else:
+            level[[0, -1]] *= torch.randint(2, (2,), generator=generator)
     return levels
 
 

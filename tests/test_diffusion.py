@@ -81,6 +81,17 @@ def test_min_snr_weights(kind: str) -> None:
     torch.testing.assert_close(weights.double(), expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
+def test_a_floor_keeps_the_weight_of_high_noise_whatever_the_target(kind: Any) -> None:
+    abar = torch.linspace(0.999, 0.001, 50, dtype=torch.float64)
+    schedule, times = NoiseSchedule(abar.float(), kind), torch.arange(50)
+    clean, noisy = torch.zeros(50, 1, dtype=torch.float64), torch.randn(50, 1, dtype=torch.float64)
+    wrong = schedule.from_clean(clean + 0.1, noisy, times) - schedule.from_clean(clean, noisy, times)
+    weighted = schedule.loss_weight(times, 20.0, 1.0) * wrong[:, 0].square()
+    expected = 0.01 * (abar / (1 - abar)).clamp(1.0, 20.0)  # the same error of the clean sample
+    torch.testing.assert_close(weighted.double(), expected, rtol=1e-3, atol=1e-6)
+
+
 def test_the_weight_is_finite_without_any_signal() -> None:
     assert NoiseSchedule([0.5, 0.0], "epsilon").loss_weight(torch.tensor([0, 1]), 5.0).tolist() == [1.0, 1.0]
     assert NoiseSchedule([0.5, 0.0], "v_prediction").loss_weight(torch.tensor([1]), 5.0).tolist() == [0.0]

@@ -33,6 +33,7 @@ from constrained_diffusion.rewards import (
     JPEGCompressibility,
     LAIONAesthetic,
     LogOdds,
+    NearGoal,
     PickScore,
     WeightedSum,
 )
@@ -92,6 +93,7 @@ EXAMPLES = {
     "Brightness": Example(Brightness),
     "Darkness": Example(Darkness, shape=(5,)),
     "Ink": Example(lambda: Ink(target=0.2)),
+    "NearGoal": Example(lambda: NearGoal([0.5, 0.25], "open"), shape=(2, 3, 4)),
     "JPEGCompressibility": Example(JPEGCompressibility, shape=(3, 20, 24)),
     "LogOdds": Example(lambda: LogOdds(classifier(), label=1)),
     "WeightedSum": Example(lambda: WeightedSum([CLIPScore(WEIGHTS["clip"]), Ink()], [0.1, 2.0]), shape=(3, 10, 12)),

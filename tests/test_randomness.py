@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from constrained_diffusion.randomness import keyed_generator, keyed_normal, mix, stratified_timesteps
+from constrained_diffusion.randomness import keyed_generator, keyed_normal, mix, stratified_timesteps, token_timesteps
 from constrained_diffusion.sampling import SAMPLING
 
 
@@ -127,3 +127,31 @@ def test_another_step_or_seed_draws_others() -> None:
     first = stratified_timesteps(0, 0, range(32), 32, 1000)
     assert not torch.equal(first, stratified_timesteps(0, 1, range(32), 32, 1000))
     assert not torch.equal(first, stratified_timesteps(1, 0, range(32), 32, 1000))
+
+
+def tokens(share: float, rows: range = range(64), step: int = 3, batch: int = 64) -> torch.Tensor:
+    own = stratified_timesteps(0, step, range(batch), batch, 1000)[rows.start : rows.stop]
+    return token_timesteps(own, 12, share, 0, step, rows, batch, 1000)
+
+
+def test_a_share_of_the_rows_has_levels_per_token() -> None:
+    drawn, own = tokens(0.5), stratified_timesteps(0, 3, range(64), 64, 1000)
+    shared = (drawn == own[:, None]).all(1)
+    by_token = drawn[:, 1:-1].diff(dim=1).any(1)
+    assert by_token.sum() == 16
+    ends = ~shared & ~by_token
+    assert 6 <= ends.sum() <= 16  # of 16 rows, in a quarter neither end is clean
+    assert (drawn[ends][:, 1:-1] == own[ends][:, None]).all()
+    assert ((drawn[ends][:, [0, -1]] == 0) | (drawn[ends][:, [0, -1]] == own[ends][:, None])).all()
+    assert torch.equal(tokens(0.0), own[:, None].expand(64, 12))
+    assert tokens(1.0)[:, 1:-1].diff(dim=1).any(1).sum() == 32
+
+
+def test_levels_per_token_are_uniform_and_the_same_on_two_ranks() -> None:
+    many = torch.cat([tokens(1.0, step=step) for step in range(60)])
+    free = many[many[:, 1:-1].diff(dim=1).any(1)]
+    assert stats.kstest(free.flatten().numpy() / 1000, "uniform").pvalue > 1e-3
+    halves = torch.cat([tokens(0.5, range(32)), tokens(0.5, range(32, 64))])
+    assert torch.equal(halves, tokens(0.5))
+    with pytest.raises(ValueError, match="rows of a batch of 64, got"):
+        tokens(0.5, range(32, 96))

@@ -6,6 +6,7 @@ import torch
 from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.denoisers.planners import RecurrentPlanner, TransformerPlanner
 from constrained_diffusion.denoisers.schedule import DiffusersSchedule
+from constrained_diffusion.diffusion import Normalizer
 from constrained_diffusion.sampling import Sampler, ddim, seeded_noise
 from constrained_diffusion.token_sampling import PyramidSampler, pyramid, token_ddim
 
@@ -15,7 +16,7 @@ def denoiser(request: pytest.FixtureRequest) -> Denoiser:
     torch.manual_seed(0)
     network = TransformerPlanner((5, 4, 2), width=16, depth=1, heads=2, feedforward=16)
     config = {"num_train_timesteps": 100, "beta_schedule": "linear", "prediction_type": request.param}
-    return Denoiser(network.eval().requires_grad_(False), DiffusersSchedule(config))
+    return Denoiser(network.eval().requires_grad_(False), DiffusersSchedule(config), Normalizer())
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])

@@ -109,6 +109,12 @@ class ForbiddenZones(PathConstraint):
         check_room(self.maze, places, radius + margin)
         self.register_buffer("centres", torch.tensor(places, dtype=torch.float32))
 
+    def extra_repr(self) -> str:
+        return (
+            f"centres={self.centres.tolist()}, radius={self.radius}, margin={self.margin}, form={self.form}, "
+            f"reduction={self.reduction}, tolerance={self.tolerance}"
+        )
+
     def along(self, clean: Tensor) -> Tensor:
         """Return g of each point or segment and zone, `(B, N, Z)` or `(B, N - 1, Z)`, in cells, N = L S."""
         distances = point_distances if self.form == "points" else segment_distances

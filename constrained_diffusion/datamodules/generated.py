@@ -79,14 +79,14 @@ class GeneratedDataModule(DiffusionDataModule):
     def cache_file(self) -> Path:
         """Return where the samples of this model and these settings lie."""
         assert self.trainer is not None
-        denoiser = self._module.denoiser
+        denoiser, guide = self._module.denoiser, getattr(self._module, "guide", None)
         settings = (
             denoiser_config(denoiser),
             asdict(self.sampler_settings),
             self.first_seed,
             self.samples + self.held_out,
             str(self.trainer.precision),
-            *([repr(self._module.guide)] if getattr(self._module, "guide", None) else []),
+            *([repr(guide), weights_sha256(guide)] if guide is not None else []),
         )
         key = mix(*weights_sha256(denoiser.network).encode(), *repr(settings).encode())
         return self.cache_dir / "generated" / f"{key:016x}.safetensors"

@@ -60,7 +60,8 @@ class ConstrainedDiffusion(RejectingDiffusion):
         guide: what steers every sampling of this model, in evaluation, prediction and for generated training sets.
         ema_decay: decay of the moving average of the weights, which every sample is drawn from.
         snr_gamma: gamma of the min-SNR loss weight; None: constant weight.
-        token_noise: the share of rows in which each token of `(B, L, ..)` has a noise level of its own.
+        snr_floor: the least weight on the clean sample, with snr_gamma; 0 for min-SNR itself.
+        token_noise: the share of rows in which tokens of `(B, L, ..)` have noise levels of their own.
         lora: keyword arguments of `peft.LoraConfig`; None trains all weights.
         max_violation_rate: a fit is feasible where the upper 95 % bound of the share of samples with g > tolerance is
             at most this.
@@ -93,6 +94,7 @@ class ConstrainedDiffusion(RejectingDiffusion):
         guide: Guide | None = None,
         ema_decay: float = 0.98,
         snr_gamma: float | None = None,
+        snr_floor: float = 0.0,
         token_noise: float = 0.0,
         lora: dict[str, Any] | None = None,
         max_violation_rate: float = 0.01,
@@ -104,17 +106,8 @@ class ConstrainedDiffusion(RejectingDiffusion):
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         given = [constraints] if isinstance(constraints, Constraint) else list(constraints or [])
-        super().__init__(
-            denoiser,
-            given,
-            evaluation,
-            sampler,
-            max_violation_rate,
-            seed,
-            keep_pretrained=not lora,
-            recompute=recompute,
-            guide=guide,
-        )
+        shared = denoiser, given, evaluation, sampler, max_violation_rate, seed
+        super().__init__(*shared, keep_pretrained=not lora, recompute=recompute, guide=guide)
         total = denoiser.noise_schedule.num_timesteps
         self.formulation, self.token_noise = named_formulation(formulation), token_noise
         if max_timestep is not None and not 1 <= max_timestep <= total:
@@ -132,7 +125,8 @@ class ConstrainedDiffusion(RejectingDiffusion):
         self.reject_violations, self.max_draws = reject_violations, max_draws
         self.max_timestep = max_timestep or total
         self.open_from = total // 2 if open_from is None else open_from
-        self.snr_gamma, self.lora, self.optimizer, self.lr_scheduler = snr_gamma, lora, optimizer, lr_scheduler
+        self.snr_gamma, self.snr_floor, self.lora = snr_gamma, snr_floor, lora
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         for name in STEERING:
             self.register_buffer(name, torch.full((len(given),), float(name == "penalty_coefficient")))
         if lora:
@@ -255,7 +249,7 @@ class ConstrainedDiffusion(RejectingDiffusion):
             target, weight = frozen.output, self.feasible(batch.clean)
         squared = (prediction.output - target).square()
         if self.snr_gamma is not None:
-            by_level = schedule.loss_weight(timesteps, self.snr_gamma)
+            by_level = schedule.loss_weight(timesteps, self.snr_gamma, self.snr_floor)
             squared = squared * by_level.reshape(*by_level.shape, *(1,) * (squared.ndim - by_level.ndim))
         error = squared.flatten(1).mean(1)
         return error.mean() if weight is None else (error * weight).mean()  # over all rows, the others counting zero

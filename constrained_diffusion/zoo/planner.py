@@ -24,7 +24,7 @@ from constrained_diffusion.zoo import cards
 
 COUNT, EXECUTED = 1000, 200  #: seeds 0 .. 999, of which so many are executed
 WINDOWS = 5000  #: of the recording, for its statistics
-QUALITY = Sampler(steps=50)
+QUALITY = Sampler(steps=50, spacing="linspace")  # whose last step is from the lowest noise level
 STATISTICS = "statistics.json"
 
 

@@ -105,6 +105,14 @@ def test_the_figures_of_known_plans(reference: str) -> None:
     assert (judge.compute()["n"], judge.compute()["violation_rate"]) == (1, 0)
 
 
+def test_a_jump_across_a_wall_is_a_collision() -> None:
+    judge = evaluation(maze="umaze")
+    jump = line((-1, 1), (-1, -1), frames=10)[:, [0, 2]]  # two standing tokens on both sides of the wall
+    judge.update(jump)
+    assert judge.compute()["metrics"]["wall_collision_rate"] == 1
+    assert judge.marks(jump) == ["invalid"]
+
+
 def test_plans_of_any_number_of_channels() -> None:
     judge = evaluation()
     judge.update(torch.cat([THROUGH, torch.zeros(1, 4, 10, 4)], dim=-1))
