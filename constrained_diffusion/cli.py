@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentError
+from jsonargparse import ArgumentError, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, LambdaCallback, ProgressBar
@@ -57,6 +57,7 @@ from constrained_diffusion.fine_tuning.schedules import WarmupStableDecay
 from constrained_diffusion.noise_optimization import gradients, regularizers
 from constrained_diffusion.noise_optimization.module import DirectNoiseOptimization
 from constrained_diffusion.rejection import InfeasibleError
+from constrained_diffusion.sampling import Sampler
 from constrained_diffusion.supervised import Supervised
 from constrained_diffusion.termination import before_termination
 
@@ -66,6 +67,8 @@ IMPORTED = (
     *(ConstrainedDiffusion, DirectNoiseOptimization, Supervised, WarmupStableDecay),
 )
 
+
+set_parsing_settings(subclasses_enabled=[Sampler])  # which jsonargparse takes for closed, being a dataclass
 
 TRAINER_DEFAULTS = {
     "enable_model_summary": False,

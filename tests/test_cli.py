@@ -91,7 +91,7 @@ CONSTRAINT, CALLBACK = "class_path: ClassProbability", "class_path: PenaltySched
             "PenaltyScheduler has no option 'growth_facto'; did you mean 'growth_factor'?",
         ),
         ("val_samples", "val_sample", "data: GeneratedDataModule has no option 'val_sample'; did you mean 'val_s"),
-        ("sampler: {steps", "sampler: {step", "sampler has no option 'step'; did you mean 'steps'?"),
+        ("sampler: {steps", "sampler: {step", "Sampler has no option 'step'; did you mean 'steps'?"),
         ("data:\n", "dta:\n", "no option 'dta."),
         ("        label: 8\n", "", "model.init_args.constraints: ClassProbability needs label"),
         # types

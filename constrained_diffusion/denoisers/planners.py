@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from constrained_diffusion.denoisers.schedule import DiffusersSchedule
 
+STEP = 0.02  #: a step of a path, in units of its deviation
+
 
 class TransformerPlanner(ModelMixin, ConfigMixin):
     """A transformer over all tokens at once; it sees the whole plan, so that start and goal can be held.
@@ -48,22 +50,27 @@ class TransformerPlanner(ModelMixin, ConfigMixin):
         super().__init__()  # type: ignore[no-untyped-call]
         tokens, frames, channels = sample_shape
         self.width = width
-        self.into = nn.Linear(frames * channels, width)
+        # Tokens see, and write into, the frames of their neighbours: so plans hold together where tokens meet.
+        kernel, stride, padding = 3 * frames, frames, frames
+        self.into = nn.Conv1d(3 * channels, width, kernel, stride, padding)
         self.place = nn.Parameter(0.02 * torch.randn(tokens, width))
         self.level = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         layer = nn.TransformerEncoderLayer(width, heads, feedforward, 0.0, "gelu", batch_first=True, norm_first=True)
         self.layers = nn.TransformerEncoder(layer, depth, nn.LayerNorm(width), enable_nested_tensor=False)
-        self.out = nn.Linear(width, frames * channels)
+        self.out = nn.ConvTranspose1d(width, channels, kernel, stride, padding)
         schedule = DiffusersSchedule({"num_train_timesteps": num_train_timesteps, "beta_schedule": beta_schedule})
         self.register_buffer("alphas_cumprod", schedule.alphas_cumprod)
 
     def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
         """Return the output for `sample` `(B, L, S, C)` at `timestep` `(B,)` or `(B, L)`, shape of `sample`."""
-        level = self.level(embedded(timestep, sample, self.width))
-        hidden = self.layers(self.into(sample.flatten(2)) + self.place + level)
         abar = self.alphas_cumprod[timestep].to(sample.dtype)
         abar = abar.view(*abar.shape, *(1,) * (sample.ndim - abar.ndim))
-        clean: Tensor = abar.sqrt() * sample + (1 - abar).sqrt() * self.out(hidden).view(sample.shape)
+        sigma = (1 - abar).sqrt()
+        seen = torch.cat([sample, *differences(sample, sigma)], dim=-1)
+        level = self.level(embedded(timestep, sample, self.width))
+        tokens = self.into(seen.flatten(1, 2).mT).mT
+        hidden = self.layers(tokens + self.place + level)
+        clean: Tensor = abar.sqrt() * sample + sigma * self.out(hidden.mT).mT.view(sample.shape)
         return clean
 
 
@@ -106,6 +113,25 @@ class RecurrentPlanner(ModelMixin, ConfigMixin):
             state = self.after(self.cell(self.before(torch.cat([state, token], dim=-1)), state))
             outputs.append(self.out(state))
         return torch.stack(outputs, dim=1).view(sample.shape)
+
+
+def differences(sample: Tensor, sigma: Tensor) -> list[Tensor]:
+    """Return first and second differences from frame to frame, across tokens too, in units of their noise.
+
+    Steps of a path are a fiftieth of its deviation: beside it, what is noise in them would be invisible at low noise,
+    and what is left of it makes a path ragged.
+
+    Args:
+        sample: x_t `(B, L, S, C)`, in network units.
+        sigma: sqrt(1 - abar), broadcastable to it.
+    """
+    path, found = sample.flatten(1, 2), []
+    variance = sigma.square().expand_as(sample).flatten(1, 2)
+    for _ in range(2):
+        path = torch.nn.functional.pad(path.diff(dim=1), (0, 0, 1, 0))
+        variance = variance + torch.nn.functional.pad(variance[:, :-1], (0, 0, 1, 0))
+        found.append((path / (variance + STEP**2).sqrt()).view(sample.shape))
+    return found
 
 
 def embedded(timestep: Tensor, sample: Tensor, width: int) -> Tensor:
