@@ -15,12 +15,14 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from constrained_diffusion import untrusted, zoo
 from constrained_diffusion.constraints.paths import PathConstraint, Reduction, length
 from constrained_diffusion.maze.layout import Maze
 from constrained_diffusion.maze.plans import points
 from constrained_diffusion.maze.zones import check_room, draw_zones
 from constrained_diffusion.objectives import register
 
+PLANNER = "maze2d_planner"
 Form = Literal["points", "segments"]
 
 
@@ -53,6 +55,11 @@ def segment_distances(paths: Tensor, centres: Tensor) -> Tensor:
     return length(x + t * along_x - centres[:, 0], y + t * along_y - centres[:, 1])
 
 
+def tracking_margin() -> float:
+    """Return the p95 of the distance between the zoo planner's plans and their executions, in cells."""
+    return float(untrusted.read_json(zoo.path(PLANNER) / "statistics.json")["tracking_p95"])
+
+
 @register()
 class ForbiddenZones(PathConstraint):
     """No plan enters a zone: g = R + margin - d, in cells (P eq. 17 without its inner ReLU); negative means outside.
@@ -63,9 +70,9 @@ class ForbiddenZones(PathConstraint):
         maze: "open", "umaze", "medium", "large", or the rows of a map; see `Maze.of`.
         centres: [x, y] of each zone, in cells from the middle of the map; None draws them.
         radius: R of every zone, in cells; the paper's is 0.3.
-        margin: added to the radius for the error of whoever follows the plan, in cells. The value to take is the p95
-            of the executed path's distance to its plan, from the statistics of the zoo's planner; `PlanEvaluation`
-            measures it as `tracking_p95`. Judges leave it out.
+        margin: added to the radius for the error of whoever follows the plan, in cells. None takes the p95 of the
+            executed path's distance to its plan, from the statistics of the zoo's planner; `PlanEvaluation` measures
+            it as `tracking_p95`. Judges leave it out.
         count: how many zones `maze.zones.draw_zones` draws, in well-travelled corridors, where no centres are given.
         seed: of that draw.
         form: what keeps off the zones: "points", as in the paper, or the "segments" between consecutive points, whose
@@ -84,7 +91,7 @@ class ForbiddenZones(PathConstraint):
         maze: str | list[str] = "medium",
         centres: list[list[float]] | None = None,
         radius: float = 0.3,
-        margin: float = 0.0,
+        margin: float | None = None,
         count: int | None = None,
         seed: int = 0,
         form: Form = "segments",
@@ -92,6 +99,7 @@ class ForbiddenZones(PathConstraint):
         tolerance: float = 0.0,
     ) -> None:
         super().__init__(reduction, tolerance)
+        margin = tracking_margin() if margin is None else margin
         if not 0 < radius < float("inf") or not 0 <= margin < float("inf"):
             raise ValueError(
                 f"ForbiddenZones expects a positive radius and a margin of 0 or more, in cells, got {radius} and "

@@ -30,7 +30,7 @@ def plan(*places: tuple[float, float]) -> Tensor:
 
 
 def zones(**settings: object) -> ForbiddenZones:
-    return ForbiddenZones("open", **{"centres": [[0.0, 0.0]], **settings})  # type: ignore[arg-type]
+    return ForbiddenZones("open", **{"centres": [[0.0, 0.0]], "margin": 0.0, **settings})  # type: ignore[arg-type]
 
 
 def test_distances_of_points() -> None:
@@ -113,7 +113,7 @@ def test_its_attributes() -> None:
 
 
 def test_infeasible_zones_are_refused_with_the_margin_counted() -> None:
-    ForbiddenZones("umaze", [[0.0, 1.2]])
+    ForbiddenZones("umaze", [[0.0, 1.2]], margin=0.0)
     with pytest.raises(ValueError, match=r"zone 0 at \[0, 1.2\] is infeasible: radius 0.65"):
         ForbiddenZones("umaze", [[0.0, 1.2]], margin=0.35)
 

@@ -22,7 +22,7 @@ SAMPLER = Sampler(steps=8)
 
 
 def zones() -> ForbiddenZones:
-    return ForbiddenZones("open", centres=[[0.2, -0.3]], radius=0.4, form="points")
+    return ForbiddenZones("open", centres=[[0.2, -0.3]], radius=0.4, margin=0.0, form="points")
 
 
 def drawn(planner: Denoiser, guide: Guide | None, sampler: Sampler = SAMPLER, count: int = 16) -> Tensor:
@@ -59,7 +59,9 @@ def test_a_guide_tells_its_settings(name: str) -> None:
 
 def test_settings_tell_guides_apart() -> None:
     assert repr(HeldEnds(START)) != repr(HeldEnds(GOAL)) != repr(HeldEnds(goal=GOAL))
-    assert repr(Projection(zones())) != repr(Projection(ForbiddenZones("open", centres=[[1.0, 0.0]], form="points")))
+    assert repr(Projection(zones())) != repr(
+        Projection(ForbiddenZones("open", centres=[[1.0, 0.0]], margin=0.0, form="points"))
+    )
 
 
 def test_held_ends_stand_where_they_shall(planner: Denoiser) -> None:
