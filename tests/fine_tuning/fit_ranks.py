@@ -20,7 +20,8 @@ from constrained_diffusion.constraints import KLFromPretrained
 from constrained_diffusion.datamodules import DiffusionDataModule, GeneratedDataModule, TensorRows
 from constrained_diffusion.denoisers import Denoiser
 from constrained_diffusion.diffusion import NoiseSchedule
-from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion, _rows
+from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
+from constrained_diffusion.fine_tuning.records import below_threshold
 from constrained_diffusion.objectives import Constraint, StepRecord
 from constrained_diffusion.sampling import Sampler
 from constrained_diffusion.sharding import whole
@@ -118,7 +119,7 @@ class Watched(ConstrainedDiffusion):
 
     def penalty(self, record: StepRecord, noise_error: Tensor) -> Any:
         if self.every_other and self.batches_seen % 2 == 0:
-            record = _rows(record, torch.arange(0))
+            record = below_threshold(record, torch.arange(0))
         self.own_rows.append(len(record.timesteps))
         return super().penalty(record, noise_error)
 

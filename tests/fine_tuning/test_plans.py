@@ -1,0 +1,135 @@
+"""Fits of planners: noise levels per token, held ends, units from the data."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from constrained_diffusion.constraints import ForbiddenZones
+from constrained_diffusion.datamodules.base import DiffusionDataModule, TensorRows
+from constrained_diffusion.datamodules.batch import Batch
+from constrained_diffusion.datamodules.generated import GeneratedDataModule
+from constrained_diffusion.denoisers import PretrainedDenoiser
+from constrained_diffusion.denoisers.adapter import Denoiser
+from constrained_diffusion.denoisers.planners import TransformerPlanner
+from constrained_diffusion.denoisers.schedule import DiffusersSchedule
+from constrained_diffusion.diffusion import MeasuredNormalizer
+from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
+from constrained_diffusion.guides import HeldEnds
+from constrained_diffusion.maze.plans import points
+from constrained_diffusion.sampling import Sampler
+
+START, GOAL = [-2.5, 2.5], [2.5, -2.5]
+
+
+class Plans(DiffusionDataModule):
+    """40 random plans about (1, -2)."""
+
+    def build(self) -> tuple[TensorRows, TensorRows]:
+        generator = torch.Generator().manual_seed(0)
+        plans = torch.randn(40, 6, 4, 2, generator=generator) * torch.tensor([0.5, 2.0]) + torch.tensor([1.0, -2.0])
+        return TensorRows(plans[:32]), TensorRows(plans[32:])
+
+
+class Seen(TransformerPlanner):
+    """Remembers what it was given."""
+
+    calls: tuple[list[tuple[Tensor, Tensor]], ...] = ([],)
+
+    def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
+        if self.training:
+            self.calls[0].append((sample.detach().clone(), timestep.clone()))
+        result: Tensor = super().forward(sample, timestep)
+        return result
+
+
+def planner(network: type[TransformerPlanner] = TransformerPlanner) -> Denoiser:
+    torch.manual_seed(0)
+    schedule = DiffusersSchedule({"num_train_timesteps": 1000, "beta_schedule": "linear", "prediction_type": "sample"})
+    small = network((6, 4, 2), width=16, depth=1, heads=2, feedforward=16)
+    return Denoiser(small, schedule, MeasuredNormalizer(2))
+
+
+def module(denoiser: Denoiser, **settings: Any) -> ConstrainedDiffusion:
+    settings = {"sampler": Sampler(steps=4), "optimizer": partial(torch.optim.Adam, lr=1e-3), **settings}
+    return ConstrainedDiffusion(denoiser, **settings)
+
+
+def data(**settings: Any) -> Plans:
+    return Plans(**{"batch_size": 8, "eval_batch_size": 8, **settings})
+
+
+def test_units_come_from_the_data_and_travel_with_the_model(fit: Any, tmp_path: Path) -> None:
+    model, plans = module(planner()), data()
+    fit(model, plans, max_epochs=1)
+    rows = plans.data[0].clean.flatten(0, -2)
+    assert torch.allclose(model.denoiser.normalizer.mean, rows.mean(0), atol=1e-5)
+    assert torch.allclose(model.denoiser.normalizer.std, rows.std(0), rtol=1e-5)
+    model.export(tmp_path / "planner")
+    loaded = PretrainedDenoiser(str(tmp_path / "planner"))
+    assert torch.equal(loaded.normalizer.mean, model.denoiser.normalizer.mean)
+    assert torch.equal(loaded.normalizer.std, model.denoiser.normalizer.std)
+
+
+def test_a_share_of_the_rows_is_noised_by_token(fit: Any) -> None:
+    Seen.calls[0].clear()
+    fit(module(planner(Seen), token_noise=0.5, snr_gamma=100.0, snr_floor=1.0), data(), max_epochs=1)
+    levels = torch.cat([timesteps for _, timesteps in Seen.calls[0]])
+    assert levels.shape == (32, 6)
+    assert levels[:, 1:-1].diff(dim=1).any(1).sum() == 8  # a quarter by token, a quarter with ends that may be clean
+
+
+def test_errors_are_weighted_by_the_level_of_their_own_token() -> None:
+    model = module(planner(), snr_gamma=100.0, snr_floor=1.0)
+    clean, noise = torch.randn(3, 6, 4, 2), torch.randn(3, 6, 4, 2)
+    levels = torch.randint(1000, (3, 6))
+    schedule = model.denoiser.noise_schedule
+    noisy = schedule.add_noise(clean, noise, levels)
+    prediction = model.denoiser.predict(noisy, levels)
+    found = model.diffusion_loss(Batch(clean), noisy, prediction, None, noise, levels)
+    expected = 0.0
+    error = (prediction.output - clean).detach().square()
+    for row in range(3):
+        for token in range(6):
+            abar = float(schedule.alphas_cumprod[levels[row, token]])
+            weight = min(max(abar / (1 - abar), 1.0), 100.0)
+            expected += weight * float(error[row, token].sum()) / clean.numel()
+    assert float(found.detach()) == pytest.approx(expected, rel=1e-4)
+
+
+def test_held_ends_are_clean_in_training_as_in_sampling(fit: Any) -> None:
+    Seen.calls[0].clear()
+    model = module(planner(Seen), guide=HeldEnds(START, GOAL))
+    fit(model, data(), max_epochs=1)
+    normalizer = model.denoiser.normalizer
+    for noisy, levels in Seen.calls[0]:
+        assert not levels[:, [0, -1]].any()
+        assert levels[:, 1:-1].diff(dim=1).eq(0).all()
+        ends = normalizer.denormalize(noisy)[:, [0, -1]]
+        assert torch.allclose(ends, torch.tensor([START, GOAL])[None, :, None].expand(8, 2, 4, 2), atol=1e-4)
+    plans = model.sample(range(3))
+    assert torch.allclose(points(plans)[:, [0, -1]], torch.tensor([START, GOAL]).expand(3, 2, 2), atol=1e-4)
+
+
+def test_a_guides_samples_are_cached_apart(fit: Any, tmp_path: Path) -> None:
+    files = set()
+    for guide in (None, HeldEnds(START), HeldEnds(goal=GOAL)):
+        model = module(planner(), constraints=ForbiddenZones("open", centres=[[0.0, 0.0]], margin=0.0), guide=guide)
+        generated = GeneratedDataModule(
+            samples=8, held_out=2, batch_size=4, sampler=Sampler(steps=2), cache_dir=str(tmp_path)
+        )
+        fit(model, generated, max_epochs=1)
+        files.add(generated.cache_file())
+    assert len(files) == 3
+
+
+def test_a_share_is_a_share() -> None:
+    with pytest.raises(ValueError, match=r"token_noise is a share in \[0, 1\], and 0 for"):
+        module(planner(), token_noise=1.5)
+    with pytest.raises(ValueError, match="0 for 'conditioned_algorithm1'; got 0.5"):
+        module(planner(), token_noise=0.5, formulation="conditioned_algorithm1")
