@@ -69,3 +69,23 @@ def test_a_row_says_whether_its_aim_is_held() -> None:
     assert (row("a", 1.0, at_most=1.05).verdict, row("a", 1.1, at_most=1.05).verdict) == ("held", "missed")
     assert row("a", 1.1).verdict == row("a", None, at_most=1.0).verdict == ""
     assert "not measured" in row("a", None, note="no compiler").text()
+
+
+def test_the_zones_of_several_seeds_are_pooled() -> None:
+    zones = runpy.run_path(str(BENCHMARKS / "maze_zones.py"))
+
+    def side(violations: int, walls: int) -> dict[str, Any]:
+        metrics = {"plan_segment_violation_rate": (violations + 1) / 50, "executed_violation_rate": 0.25,
+                   "executed_n": 4, "wall_collision_rate": walls / 50, "long_step_rate": 0.001, "step_p99": 0.05,
+                   "curvature": 0.01, "acceleration": 0.001}  # fmt: skip
+        return {"violation_rate": violations / 50, "n": 50, "metrics": metrics}
+
+    results = [{"before": side(20, 3), "after": side(k, 2), "command_seconds": 100.0} for k in (0, 1)]
+    assert zones["pooled"](results, "after", "violation_rate") == (1, 100)
+    assert zones["pooled"](results, "after", "executed_violation_rate", "executed_n") == (2, 8)
+    assert zones["cell"](1, 100).startswith("1.00% [0.03%, 5.45%], bound 4.66%")
+    assert binom(100, 0.0466).cdf(1) == pytest.approx(0.05, abs=1e-3)  # what the bound says
+    printed = zones["table"](results)
+    assert "| plans with a point in a zone | 40.00% [" in printed
+    assert "| 1.00% [0.03%, 5.45%], bound 4.66% |" in printed
+    assert "fit, whole command, seconds: 100, 100" in printed
