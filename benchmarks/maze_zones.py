@@ -10,15 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
-import tempfile
-import time
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import yaml
+from commands import fit_and_test
 
 from constrained_diffusion.metrics.proportion import clopper_pearson_interval, clopper_pearson_upper
 from constrained_diffusion.runs import find_config
@@ -31,17 +28,7 @@ def fit(config: dict[str, Any], seed: int, n: int, runs: Path) -> dict[str, Any]
     zones["init_args"].pop("centres", None)
     zones["init_args"] |= {"count": 2, "seed": seed}
     config["data"]["init_args"]["test_samples"] = n
-    config["trainer"]["default_root_dir"] = str(runs)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / f"zones_{seed}.yaml"
-        file.write_text(yaml.safe_dump(config, sort_keys=False))
-        program = [sys.executable, "-m", "constrained_diffusion.cli"]
-        start = time.monotonic()
-        subprocess.run([*program, "fit", "--config", str(file)], check=True, stdout=subprocess.DEVNULL)
-        seconds = time.monotonic() - start
-        subprocess.run([*program, "test", "--config", str(file)], check=True, stdout=subprocess.DEVNULL)
-    results: dict[str, Any] = json.loads((runs / file.stem / "latest" / "results.json").read_text())
-    return {**results, "command_seconds": seconds}
+    return fit_and_test(config, f"zones_{seed}", runs)
 
 
 def pooled(results: list[dict[str, Any]], side: str, key: str, of: str = "n") -> tuple[int, int]:

@@ -9,15 +9,11 @@ Everything is the shipped config but for `label` and the number of test samples;
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
-import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import yaml
+from commands import fit_and_test
 
 from constrained_diffusion.runs import find_config
 
@@ -28,17 +24,7 @@ def remove(config: dict[str, Any], label: int, n: int, runs: Path) -> dict[str, 
     """Fit and test one label in processes of their own; return its results."""
     config["model"]["init_args"]["constraints"]["init_args"]["label"] = label
     config["data"]["init_args"]["test_samples"] = n
-    config["trainer"]["default_root_dir"] = str(runs)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / f"digit_{label}.yaml"
-        file.write_text(yaml.safe_dump(config, sort_keys=False))
-        program = [sys.executable, "-m", "constrained_diffusion.cli"]
-        start = time.monotonic()
-        subprocess.run([*program, "fit", "--config", str(file)], check=True, stdout=subprocess.DEVNULL)
-        seconds = time.monotonic() - start
-        subprocess.run([*program, "test", "--config", str(file)], check=True, stdout=subprocess.DEVNULL)
-    results: dict[str, Any] = json.loads((runs / file.stem / "latest" / "results.json").read_text())
-    return {**results, "command_seconds": seconds}
+    return fit_and_test(config, f"digit_{label}", runs)
 
 
 def row(results: dict[str, Any]) -> list[str]:

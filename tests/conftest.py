@@ -200,3 +200,12 @@ def fit(tmp_path: Any) -> Any:
         return trainer
 
     return run
+
+
+@pytest.fixture(scope="module")
+def minari_folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """An empty folder where Minari keeps its data sets during the module's tests."""
+    path = tmp_path_factory.mktemp("minari")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINARI_DATASETS_PATH", str(path))
+        yield path

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,12 +15,7 @@ pytest.importorskip("mujoco", reason="mujoco is not installed")
 SMALL: dict[str, Any] = {"maze": "umaze", "steps": 30_000, "tokens": 8, "frame_stack": 5, "held_out": 16}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("minari")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MINARI_DATASETS_PATH", str(path))
-        yield path
+pytestmark = pytest.mark.usefixtures("minari_folder")
 
 
 def test_windows_are_what_was_recorded_and_never_cross_a_teleport() -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,12 +12,7 @@ minari = pytest.importorskip("minari", reason="minari is not installed")
 pytest.importorskip("mujoco", reason="mujoco is not installed")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("minari")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MINARI_DATASETS_PATH", str(path))
-        yield path
+pytestmark = pytest.mark.usefixtures("minari_folder")
 
 
 def test_a_recording_is_a_minari_data_set_that_is_made_once(capsys: pytest.CaptureFixture[str]) -> None:
