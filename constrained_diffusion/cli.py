@@ -21,6 +21,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from constrained_diffusion import (
     constraints,
+    cpu_precision,
     datamodules,
     denoisers,
     guides,
@@ -158,6 +159,7 @@ class ConstrainedCLI(LightningCLI):
         run, fit = self.run_folder, self.subcommand == "fit"
         resumed = runs.checkpoint_step(self._own_config.ckpt_path) if fit else None
         config = self.config_init[self.subcommand].trainer
+        kwargs |= cpu_precision.plugins(config)
         if fit and config.logger is None:
             kwargs["logger"] = _loggers(run, resumed)
         elif not fit:

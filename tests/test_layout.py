@@ -54,6 +54,7 @@ FLOORS = {  # the longest name that fits counts
     "constraints": FIRST,
     "rewards": FIRST,
     "sharding": SECOND,
+    "cpu_precision": SECOND,
     "callbacks": SECOND,
     "datamodules": SECOND,
     "fine_tuning": THIRD,
