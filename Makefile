@@ -3,11 +3,14 @@
 #   PYTHON=python3.12              the interpreter that the environment is made with
 #   VENV=.venv                     where the environment lies
 #   PYTEST_ARGS="-k penalty -x"    more arguments for pytest
+#   FIT_ARGS=..., TEST_ARGS=...    more arguments for the two commands of `make demo`
 #   CONSTRAINED_DIFFUSION_DATA=... the folder that holds MNIST/; tests that need real data are skipped without it
 
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
+FIT_ARGS ?=
+TEST_ARGS ?=
 
 BIN := $(VENV)/bin
 INSTALL := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --constraint constraints.txt --editable
@@ -32,8 +35,8 @@ install: $(INSTALLED) ## install the package from this checkout, with what the m
 install-dev: $(INSTALLED_DEV) ## the same, with what tests, lint and types need
 
 demo: $(INSTALLED) ## install, remove the fours from a digit model, print one before/after table
-	$(BIN)/lightning fit --config mnist.yaml
-	$(BIN)/lightning test --config mnist.yaml
+	$(BIN)/lightning fit --config mnist.yaml $(FIT_ARGS)
+	$(BIN)/lightning test --config mnist.yaml $(TEST_ARGS)
 
 demo-maze: $(INSTALLED_MAZE) ## install, keep a planner out of two zones: random walks, then from a start to a goal
 	$(BIN)/lightning fit --config maze2d.yaml
