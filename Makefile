@@ -35,8 +35,8 @@ install: $(INSTALLED) ## install the package from this checkout, with what the m
 install-dev: $(INSTALLED_DEV) ## the same, with what tests, lint and types need
 
 demo: $(INSTALLED) ## install, remove the fours from a digit model, print one before/after table
-	$(BIN)/lightning fit --config mnist.yaml $(FIT_ARGS)
-	$(BIN)/lightning test --config mnist.yaml $(TEST_ARGS)
+	$(BIN)/lightning fit --config mnist.yaml$(if $(FIT_ARGS), $(FIT_ARGS))
+	$(BIN)/lightning test --config mnist.yaml$(if $(TEST_ARGS), $(TEST_ARGS))
 
 demo-maze: $(INSTALLED_MAZE) ## install, keep a planner out of two zones: random walks, then from a start to a goal
 	$(BIN)/lightning fit --config maze2d.yaml

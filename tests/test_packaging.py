@@ -154,6 +154,14 @@ def test_make_demo_installs_fits_and_tests(tmp_path: Path) -> None:
     assert any("--constraint constraints.txt" in command and "[image]" in command for command in commands)
 
 
+def test_make_demo_maze_installs_the_extra_and_runs_both_configs(tmp_path: Path) -> None:
+    commands = make_new("demo-maze", tmp_path)
+    program = f"{tmp_path}/bin/lightning"
+    names = [f"{program} {verb} --config {name}.yaml" for name in ("maze2d", "maze2d_goal") for verb in ("fit", "test")]
+    assert commands[-4:] == names
+    assert any("[image,maze]" in command for command in commands)
+
+
 def test_make_installs_once(tmp_path: Path) -> None:
     for step in (".created", ".installed", ".installed-dev"):
         (tmp_path / step).touch()

@@ -13,11 +13,14 @@ from constrained_diffusion.precision import never_half
 
 
 def images(clean: Tensor) -> Tensor | None:
-    """Return samples `(B, C, H, W)` that are images for sure: C = 1, 3 or 4, and both sides at least 8; else None.
+    """Return samples `(B, C, H, W)` that are images for sure, else None: C = 1, or C = 3 or 4 and sides of at least 8.
 
-    Other samples have four dimensions too: plans are `(B, tokens, frames, channels)`, with 2, 4 or 6 channels.
+    Other samples have four dimensions too: plans are `(B, tokens, frames, channels)`, of 3 tokens or more and 2, 4 or
+    6 channels.
     """
-    return clean if clean.ndim == 4 and clean.shape[1] in (1, 3, 4) and min(clean.shape[2:]) >= 8 else None
+    if clean.ndim != 4 or clean.shape[1] not in (1, 3, 4):
+        return None
+    return clean if min(clean.shape[2:]) >= (3 if clean.shape[1] == 1 else 8) else None
 
 
 class Evaluation(nn.Module, ABC):
