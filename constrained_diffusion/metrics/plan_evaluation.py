@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -59,7 +58,9 @@ class PlanEvaluation(Evaluation):
 
             require_simulator()  # now, not after hours of training
         self.still_start = still_start
-        self.executed, self.goal = executed, None if goal is None else self._checked(goal)
+        if goal is not None:
+            self.maze.check_free(goal, "goal")
+        self.executed, self.goal = executed, None if goal is None else torch.tensor(goal, dtype=torch.float64)
         self.long_step = None if reference is None else _long_step(reference)
         self.zones: Zones | None = None
         self.figures = PlanFigures()
@@ -76,16 +77,6 @@ class PlanEvaluation(Evaluation):
                 found.append((centres, radii.expand(len(centres))))
         self.zones = Zones(*(torch.cat(parts) for parts in zip(*found, strict=True))) if found else None
         self.reset()
-
-    def _checked(self, goal: list[float]) -> Tensor:
-        known = len(goal) == 2 and all(map(math.isfinite, goal))
-        if not known or not self.maze.is_free(self.maze.cell(*goal)):
-            x, y = self.maze.centre(self.maze.free[-1])
-            raise ValueError(
-                f"a goal is a point (x, y) in a free cell of the maze, in cells from its middle, got {goal}; for "
-                f"example [{x}, {y}]."
-            )
-        return torch.tensor(goal, dtype=torch.float64)
 
     @torch.no_grad()
     def update(self, clean: Tensor) -> None:

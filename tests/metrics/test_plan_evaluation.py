@@ -259,7 +259,7 @@ def test_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"0 or more, got -1"):
         evaluation(executed=-1)
     for goal in ([0.0], [9.0, 9.0], [0.0, 2.0], [math.nan, 0.0]):
-        with pytest.raises(ValueError, match=r"in a free cell of the maze.*for example \[2.0, -1.0\]"):
+        with pytest.raises(ValueError, match=r"a goal expects \[x, y\] in cells|the goal .* lies in a wall"):
             evaluation(goal=goal)
     with pytest.raises(ValueError, match="a maze expects at least three rows"):
         evaluation(maze="labyrinth")
