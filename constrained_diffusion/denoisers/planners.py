@@ -13,16 +13,15 @@ from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 
 from constrained_diffusion.denoisers.schedule import DiffusersSchedule
-
-STEP = 0.02  #: a step of a path, in units of its deviation
+from constrained_diffusion.denoisers.splines import along, derivatives, spline_projection
 
 
 class TransformerPlanner(ModelMixin, ConfigMixin):
     """A transformer over all tokens at once; it sees the whole plan, so that start and goal can be held.
 
-    It predicts the clean sample as sqrt(abar) x_t + sqrt(1 - abar) F(x_t, t), where F is the transformer (Karras et al.
-    2022, arXiv 2206.00364, sec. 5, for data of unit variance): at low noise an error of F is a small error of the plan,
-    whose steps are a fiftieth of its deviation.
+    It predicts the clean sample as P (sqrt(abar) x_t + sqrt(1 - abar) F(P x_t, t)), where F is the transformer (Karras
+    et al. 2022, arXiv 2206.00364, sec. 5, for data of unit variance) and P the projection on cubic splines: what moves
+    by forces has no raggedness to be learnt, and noise that no spline follows says nothing of the path below it.
 
     Args:
         sample_shape: (L, S, C) of a plan.
@@ -30,20 +29,23 @@ class TransformerPlanner(ModelMixin, ConfigMixin):
         depth: number of layers.
         heads: of attention.
         feedforward: hidden units of a layer.
+        knots: frames between the knots of the splines; 1 leaves paths as they are.
         beta_schedule: of the noise that it is made for, as in diffusers.DDPMScheduler.
         num_train_timesteps: of that schedule.
     """
 
     alphas_cumprod: Tensor
+    smooth: Tensor
 
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
-        sample_shape: tuple[int, int, int] = (42, 10, 2),
+        sample_shape: tuple[int, int, int] = (22, 20, 2),
         width: int = 128,
         depth: int = 6,
         heads: int = 4,
         feedforward: int = 512,
+        knots: int = 8,
         beta_schedule: str = "linear",
         num_train_timesteps: int = 1000,
     ) -> None:
@@ -60,18 +62,19 @@ class TransformerPlanner(ModelMixin, ConfigMixin):
         self.out = nn.ConvTranspose1d(width, channels, kernel, stride, padding)
         schedule = DiffusersSchedule({"num_train_timesteps": num_train_timesteps, "beta_schedule": beta_schedule})
         self.register_buffer("alphas_cumprod", schedule.alphas_cumprod)
+        self.register_buffer("smooth", spline_projection(tokens * frames, knots).float())
 
     def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
         """Return the output for `sample` `(B, L, S, C)` at `timestep` `(B,)` or `(B, L)`, shape of `sample`."""
         abar = self.alphas_cumprod[timestep].to(sample.dtype)
         abar = abar.view(*abar.shape, *(1,) * (sample.ndim - abar.ndim))
         sigma = (1 - abar).sqrt()
-        seen = torch.cat([sample, *differences(sample, sigma)], dim=-1)
+        seen = torch.cat(derivatives(sample, sigma, self.smooth), dim=-1)
         level = self.level(embedded(timestep, sample, self.width))
         tokens = self.into(seen.flatten(1, 2).mT).mT
         hidden = self.layers(tokens + self.place + level)
-        clean: Tensor = abar.sqrt() * sample + sigma * self.out(hidden.mT).mT.view(sample.shape)
-        return clean
+        rough = abar.sqrt() * sample + sigma * self.out(hidden.mT).mT.view(sample.shape)
+        return along(self.smooth, rough.flatten(1, 2)).view(sample.shape)
 
 
 class RecurrentPlanner(ModelMixin, ConfigMixin):
@@ -113,25 +116,6 @@ class RecurrentPlanner(ModelMixin, ConfigMixin):
             state = self.after(self.cell(self.before(torch.cat([state, token], dim=-1)), state))
             outputs.append(self.out(state))
         return torch.stack(outputs, dim=1).view(sample.shape)
-
-
-def differences(sample: Tensor, sigma: Tensor) -> list[Tensor]:
-    """Return first and second differences from frame to frame, across tokens too, in units of their noise.
-
-    Steps of a path are a fiftieth of its deviation: beside it, what is noise in them would be invisible at low noise,
-    and what is left of it makes a path ragged.
-
-    Args:
-        sample: x_t `(B, L, S, C)`, in network units.
-        sigma: sqrt(1 - abar), broadcastable to it.
-    """
-    path, found = sample.flatten(1, 2), []
-    variance = sigma.square().expand_as(sample).flatten(1, 2)
-    for _ in range(2):
-        path = torch.nn.functional.pad(path.diff(dim=1), (0, 0, 1, 0))
-        variance = variance + torch.nn.functional.pad(variance[:, :-1], (0, 0, 1, 0))
-        found.append((path / (variance + STEP**2).sqrt()).view(sample.shape))
-    return found
 
 
 def embedded(timestep: Tensor, sample: Tensor, width: int) -> Tensor:

@@ -15,7 +15,7 @@ from constrained_diffusion.denoisers.schedule import DiffusersSchedule
 from constrained_diffusion.diffusion import MeasuredNormalizer
 
 SMALL: list[Any] = [
-    lambda: TransformerPlanner((6, 4, 2), width=16, depth=2, heads=2, feedforward=32),
+    lambda: TransformerPlanner((6, 4, 2), width=16, depth=2, heads=2, feedforward=32, knots=3),
     lambda: RecurrentPlanner((6, 4, 2), network_size=4, state=8),
 ]
 
