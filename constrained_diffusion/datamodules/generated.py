@@ -17,6 +17,7 @@ from constrained_diffusion.datamodules.base import DiffusionDataModule, TensorRo
 from constrained_diffusion.denoisers.config import denoiser_config
 from constrained_diffusion.denoisers.export import weights_sha256
 from constrained_diffusion.distributed import gather_from_ranks
+from constrained_diffusion.guides.base import Guide
 from constrained_diffusion.randomness import mix
 from constrained_diffusion.sampling import Sampler
 
@@ -33,12 +34,14 @@ class GeneratedDataModule(DiffusionDataModule):
 
     The cache's key holds the weights' hash, the noise schedule and units, the sampler, the seeds, the precision and the
     count, so that another model or setting never meets old samples. The module of the fit must offer `denoiser`,
-    `check(stage, shape)`, `sample(seeds, weights, sampler)` and `feasible(clean)`, as `ConstrainedDiffusion` does.
+    `check(stage, shape)`, `sample(seeds, weights, sampler, guide)` and `feasible(clean)`, as `ConstrainedDiffusion`.
 
     Args:
         samples: size of the training set.
         held_out: samples beside it, for the held-out loss.
         sampler: how they are drawn.
+        guide: steers the drawing, after the module's own guide. Where it keeps a constraint, the fit distils it into the
+            weights, which then need it no longer.
         only_feasible: keep only samples that satisfy every constraint (the set shrinks accordingly).
         first_seed: seed of the first sample.
         cache_dir: where to keep them; see `default_cache`.
@@ -53,6 +56,7 @@ class GeneratedDataModule(DiffusionDataModule):
         samples: int = 512,
         held_out: int = 128,
         sampler: Sampler = Sampler(steps=25),  # noqa: B008  (frozen)
+        guide: Guide | None = None,
         only_feasible: bool = False,
         first_seed: int = FIRST_SEED,
         cache_dir: str | None = None,
@@ -61,7 +65,7 @@ class GeneratedDataModule(DiffusionDataModule):
         super().__init__(**kwargs)
         if samples < 1 or held_out < 1:
             raise ValueError(f"expected at least one sample and one held-out sample, got {samples} and {held_out}.")
-        self.samples, self.held_out, self.sampler_settings = samples, held_out, sampler
+        self.samples, self.held_out, self.sampler_settings, self.guide = samples, held_out, sampler, guide
         self.only_feasible, self.first_seed = only_feasible, first_seed
         self.cache_dir = Path(cache_dir) if cache_dir else default_cache()
 
@@ -79,14 +83,15 @@ class GeneratedDataModule(DiffusionDataModule):
     def cache_file(self) -> Path:
         """Return where the samples of this model and these settings lie."""
         assert self.trainer is not None
-        denoiser, guide = self._module.denoiser, getattr(self._module, "guide", None)
+        denoiser = self._module.denoiser
+        guides = [guide for guide in (getattr(self._module, "guide", None), self.guide) if guide is not None]
         settings = (
             denoiser_config(denoiser),
             asdict(self.sampler_settings),
             self.first_seed,
             self.samples + self.held_out,
             str(self.trainer.precision),
-            *([repr(guide), weights_sha256(guide)] if guide is not None else []),
+            *[part for guide in guides for part in (repr(guide), weights_sha256(guide))],
         )
         key = mix(*weights_sha256(denoiser.network).encode(), *repr(settings).encode())
         return self.cache_dir / "generated" / f"{key:016x}.safetensors"
@@ -95,6 +100,8 @@ class GeneratedDataModule(DiffusionDataModule):
         if stage not in ("fit", "validate") or self._data is not None:
             return
         self._module.check(stage, self.sample_shape)  # Lightning sets up the module only after the data
+        if self.guide is not None:
+            self.guide.check_data(self.sample_shape)
         trainer, path = self.trainer, self.cache_file()
         assert trainer is not None
         # One rank decides for all: another run may write the file between two ranks' looks at it.
@@ -124,6 +131,7 @@ class GeneratedDataModule(DiffusionDataModule):
         module, count, trainer = self._module, self.samples + self.held_out, self.trainer
         assert trainer is not None
         module.to(trainer.strategy.root_device)
+        guide = None if self.guide is None else self.guide.to(trainer.strategy.root_device)
         batches = torch.arange(self.first_seed, self.first_seed + count).split(self.eval_batch_size)
         # Ranks take whole batches in turn: the calls that one rank would make, and so the same bits.
         mine = track(
@@ -131,7 +139,7 @@ class GeneratedDataModule(DiffusionDataModule):
             description=f"Drawing {count} samples from the pretrained model",
             disable=not trainer.is_global_zero,
         )
-        drawn = [module.sample(b.tolist(), "raw", self.sampler_settings).float().cpu() for b in mine]
+        drawn = [module.sample(b.tolist(), "raw", self.sampler_settings, guide).float().cpu() for b in mine]
         shares = gather_from_ranks(drawn)
         return torch.cat([shares[i % len(shares)][i // len(shares)] for i in range(len(batches))])
 

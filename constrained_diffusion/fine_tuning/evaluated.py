@@ -94,14 +94,25 @@ class EvaluatedDiffusion(DiffusionNetworks):
         return self
 
     @torch.no_grad()
-    def sample(self, seeds: Sequence[int], weights: Weights = "ema", sampler: Sampler | None = None) -> Tensor:
-        """Return one sample per seed, `(len(seeds), *shape)` in the data's units; EMA, raw or pretrained weights."""
+    def sample(
+        self,
+        seeds: Sequence[int],
+        weights: Weights = "ema",
+        sampler: Sampler | None = None,
+        guide: Guide | None = None,
+    ) -> Tensor:
+        """Return one sample per seed, `(len(seeds), *shape)` in the data's units; EMA, raw or pretrained weights.
+
+        `guide` steers after the module's own.
+        """
         sampler, schedule = sampler or self.sampler, self.denoiser.noise_schedule
         z = seeded_noise(seeds, self.denoiser.sample_shape, sampler, schedule.num_timesteps)
         z = z.to(self.device, torch.promote_types(self.dtype, torch.float32))  # type: ignore[arg-type]  # allows a str
         with self._evaluating(weights) as network:
             predict: Predict = partial(self.denoiser.predict, network=network)
-            samples = sampler(self.guide(predict, self.denoiser) if self.guide else predict, schedule, z)
+            for steering in (self.guide, guide):
+                predict = steering(predict, self.denoiser) if steering is not None else predict
+            samples = sampler(predict, schedule, z)
         normalizer = self.denoiser.normalizer
         return normalizer.denormalize(normalizer.clamp(single(samples)))
 

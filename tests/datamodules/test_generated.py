@@ -13,8 +13,10 @@ from safetensors.torch import load_file
 
 from constrained_diffusion.datamodules import generated
 from constrained_diffusion.datamodules.generated import FIRST_SEED, GeneratedDataModule, default_cache
+from constrained_diffusion.denoisers.adapter import Prediction
 from constrained_diffusion.diffusion import Normalizer
 from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
+from constrained_diffusion.guides.base import Guide
 from constrained_diffusion.sampling import Sampler
 
 SAMPLER = Sampler(steps=3)
@@ -157,3 +159,39 @@ def test_the_environment_names_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert GeneratedDataModule().cache_dir == default_cache() == tmp_path
     monkeypatch.delenv("CONSTRAINED_DIFFUSION_CACHE")
     assert default_cache() == Path.home() / ".cache" / "constrained_diffusion"
+
+
+class Dimmer(Guide):
+    """Halves every predicted clean sample."""
+
+    def __init__(self, factor: float = 0.5) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def extra_repr(self) -> str:
+        return f"factor={self.factor}"
+
+    def forward(self, predict: Any, denoiser: Any) -> Any:
+        def dimmed(noisy: torch.Tensor, timesteps: torch.Tensor) -> Prediction:
+            _, noise, clean = predict(noisy, timesteps)
+            clean = self.factor * clean
+            return Prediction(denoiser.noise_schedule.from_clean(clean, noisy, timesteps), noise, clean)
+
+        return dimmed
+
+
+def test_a_guide_steers_the_drawing_and_nothing_else(attach: Attach, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, data = attach(guide=Dimmer())
+    seeds = range(FIRST_SEED, FIRST_SEED + 24)
+    assert torch.allclose(data.data[0].clean, module.sample(seeds, "pretrained", SAMPLER, Dimmer()), atol=1e-6)
+    assert not torch.allclose(data.data[0].clean, module.sample(seeds, "pretrained", SAMPLER), atol=0.1)
+    names = {data.cache_file(), attach(guide=Dimmer(0.25))[1].cache_file(), attach()[1].cache_file()}
+    assert len(names) == 3
+
+    def refuse(self: Dimmer, shape: tuple[int, ...]) -> None:
+        raise ValueError(f"Dimmer expects colours, got {shape}.")
+
+    monkeypatch.setattr(Dimmer, "check_data", refuse)
+    monkeypatch.delattr(GeneratedDataModule, "_draw")
+    with pytest.raises(ValueError, match=r"Dimmer expects colours, got \(1, 8, 8\)"):
+        attach(guide=Dimmer(0.75))
