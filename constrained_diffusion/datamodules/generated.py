@@ -40,8 +40,8 @@ class GeneratedDataModule(DiffusionDataModule):
         samples: size of the training set.
         held_out: samples beside it, for the held-out loss.
         sampler: how they are drawn.
-        guide: steers the drawing, after the module's own guide. Where it keeps a constraint, the fit distils it into the
-            weights, which then need it no longer.
+        guide: steers the drawing, after the module's own guide. Where it keeps a constraint, the fit distils that into
+            the weights, which then need it no longer.
         only_feasible: keep only samples that satisfy every constraint (the set shrinks accordingly).
         first_seed: seed of the first sample.
         cache_dir: where to keep them; see `default_cache`.

@@ -13,15 +13,15 @@ from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 
 from constrained_diffusion.denoisers.schedule import DiffusersSchedule
-from constrained_diffusion.denoisers.splines import along, derivatives, spline_projection
+from constrained_diffusion.denoisers.splines import CYCLES, Splines
 
 
 class TransformerPlanner(ModelMixin, ConfigMixin):
     """A transformer over all tokens at once; it sees the whole plan, so that start and goal can be held.
 
-    It predicts the clean sample as P (sqrt(abar) x_t + sqrt(1 - abar) F(P x_t, t)), where F is the transformer (Karras
-    et al. 2022, arXiv 2206.00364, sec. 5, for data of unit variance) and P the projection on cubic splines: what moves
-    by forces has no raggedness to be learnt, and noise that no spline follows says nothing of the path below it.
+    It predicts the clean sample as the most likely spline of sqrt(abar) x_t + sqrt(1 - abar) F(x_t, t), where F is the
+    transformer (Karras et al. 2022, arXiv 2206.00364, sec. 5, for data of unit variance), which in turn sees x_t as the
+    most likely spline; see `splines`.
 
     Args:
         sample_shape: (L, S, C) of a plan.
@@ -29,13 +29,12 @@ class TransformerPlanner(ModelMixin, ConfigMixin):
         depth: number of layers.
         heads: of attention.
         feedforward: hidden units of a layer.
-        knots: frames between the knots of the splines; 1 leaves paths as they are.
+        knots: frames between the knots of the splines.
         beta_schedule: of the noise that it is made for, as in diffusers.DDPMScheduler.
         num_train_timesteps: of that schedule.
     """
 
     alphas_cumprod: Tensor
-    smooth: Tensor
 
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
@@ -54,7 +53,8 @@ class TransformerPlanner(ModelMixin, ConfigMixin):
         self.width = width
         # Tokens see, and write into, the frames of their neighbours: so plans hold together where tokens meet.
         kernel, stride, padding = 3 * frames, frames, frames
-        self.into = nn.Conv1d(3 * channels, width, kernel, stride, padding)
+        self.splines = Splines(tokens, frames, knots)
+        self.into = nn.Conv1d((3 + 2 * len(CYCLES)) * channels, width, kernel, stride, padding)
         self.place = nn.Parameter(0.02 * torch.randn(tokens, width))
         self.level = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         layer = nn.TransformerEncoderLayer(width, heads, feedforward, 0.0, "gelu", batch_first=True, norm_first=True)
@@ -62,19 +62,16 @@ class TransformerPlanner(ModelMixin, ConfigMixin):
         self.out = nn.ConvTranspose1d(width, channels, kernel, stride, padding)
         schedule = DiffusersSchedule({"num_train_timesteps": num_train_timesteps, "beta_schedule": beta_schedule})
         self.register_buffer("alphas_cumprod", schedule.alphas_cumprod)
-        self.register_buffer("smooth", spline_projection(tokens * frames, knots).float())
 
     def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
         """Return the output for `sample` `(B, L, S, C)` at `timestep` `(B,)` or `(B, L)`, shape of `sample`."""
-        abar = self.alphas_cumprod[timestep].to(sample.dtype)
-        abar = abar.view(*abar.shape, *(1,) * (sample.ndim - abar.ndim))
-        sigma = (1 - abar).sqrt()
-        seen = torch.cat(derivatives(sample, sigma, self.smooth), dim=-1)
-        level = self.level(embedded(timestep, sample, self.width))
-        tokens = self.into(seen.flatten(1, 2).mT).mT
-        hidden = self.layers(tokens + self.place + level)
-        rough = abar.sqrt() * sample + sigma * self.out(hidden.mT).mT.view(sample.shape)
-        return along(self.smooth, rough.flatten(1, 2)).view(sample.shape)
+        levels = timestep if timestep.ndim == 2 else timestep[:, None].expand(sample.shape[:2])
+        abar = self.alphas_cumprod[levels]
+        seen = self.splines.views(sample, abar)
+        hidden = self.layers(self.into(seen.mT).mT + self.place + self.level(embedded(levels, sample, self.width)))
+        signal, noise = (part.sqrt()[..., None, None].to(sample.dtype) for part in (abar, 1 - abar))
+        rough = signal * sample + noise * self.out(hidden.mT).mT.view(sample.shape)
+        return self.splines.smooth(rough, 1 / (1 - abar))
 
 
 class RecurrentPlanner(ModelMixin, ConfigMixin):

@@ -76,12 +76,13 @@ def planner(target: Path, export: Path, data_dir: str | None, count: int = COUNT
     measured = {key: value for key, value in evaluation.compute()["metrics"].items() if value is not None}
     return cards.Card(
         name=target.name,
-        summary="A small transformer that plans 4 s of motion through PointMaze Medium, (B, 42, 10, 2) in cells; every "
-        "token of ten frames has its own noise level.",
+        summary=f"A small transformer that plans {(tokens - 2) * stack / 100:g} s of motion through PointMaze Medium, "
+        f"(B, {tokens}, {stack}, {channels}) in cells; every token of {stack} frames has its own noise level.",
         data="1,000,000 steps of gymnasium-robotics' PointMaze_Medium-v3, driven by the waypoint controller along "
         "shortest routes; recorded by the same command",
         data_licence="none needed: simulated here",
-        command="lightning fit --config pretrain/maze2d.yaml",
+        command="lightning fit --config pretrain/maze2d.yaml --trainer.devices 2 --trainer.accelerator cpu "
+        "--data.init_args.batch_size 32",
         training=training,
         figures={
             "parameters": sum(p.numel() for p in model.parameters()),
