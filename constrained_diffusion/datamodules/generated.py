@@ -34,7 +34,8 @@ class GeneratedDataModule(DiffusionDataModule):
 
     The cache's key holds the weights' hash, the noise schedule and units, the sampler, the seeds, the precision and the
     count, so that another model or setting never meets old samples. The module of the fit must offer `denoiser`,
-    `check(stage, shape)`, `sample(seeds, weights, sampler, guide)` and `feasible(clean)`, as `ConstrainedDiffusion`.
+    `constraints`, `check(stage, shape)`, `sample(seeds, weights, sampler, guide)` and `feasible(clean)`, as
+    `ConstrainedDiffusion` does.
 
     Args:
         samples: size of the training set.
@@ -101,6 +102,7 @@ class GeneratedDataModule(DiffusionDataModule):
             return
         self._module.check(stage, self.sample_shape)  # Lightning sets up the module only after the data
         if self.guide is not None:
+            self.guide.bind(list(self._module.constraints))
             self.guide.check_data(self.sample_shape)
         trainer, path = self.trainer, self.cache_file()
         assert trainer is not None

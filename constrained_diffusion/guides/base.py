@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
 from constrained_diffusion.denoisers.adapter import Denoiser
+from constrained_diffusion.objectives import Constraint
 from constrained_diffusion.sampling import Predict
 
 
@@ -23,6 +25,9 @@ class Guide(nn.Module, ABC):
     def hold(self, noisy: Tensor, timesteps: Tensor, denoiser: Denoiser) -> tuple[Tensor, Tensor]:
         """Return x_t and timesteps with what the guide holds clean put in place; a training step sees the same."""
         return noisy, timesteps
+
+    def bind(self, constraints: Sequence[Constraint]) -> None:
+        """Read what was left open from the constraints of a fit; called once, before the guide is used in it."""
 
     def check_data(self, shape: tuple[int, ...]) -> None:
         """Raise ValueError if samples of `shape` (without batch) cannot be guided; called before work starts."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.guides.base import Guide
+from constrained_diffusion.objectives import Constraint
 from constrained_diffusion.sampling import Predict
 
 
@@ -36,6 +37,10 @@ class Chain(Guide):
         for guide in self.guides:
             noisy, timesteps = guide.hold(noisy, timesteps, denoiser)  # type: ignore[operator]
         return noisy, timesteps
+
+    def bind(self, constraints: Sequence[Constraint]) -> None:
+        for guide in self.guides:
+            guide.bind(constraints)  # type: ignore[operator]
 
     def check_data(self, shape: tuple[int, ...]) -> None:
         for guide in self.guides:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from constrained_diffusion.constraints.zones import ForbiddenZones
 from constrained_diffusion.denoisers.adapter import Denoiser, Prediction
 from constrained_diffusion.guides.base import Guide
 from constrained_diffusion.maze.plans import check_plans
+from constrained_diffusion.objectives import Constraint
 from constrained_diffusion.sampling import Predict
 
 
@@ -16,27 +19,46 @@ class Projection(Guide):
     """Puts each point of a predicted clean plan that lies in a zone onto the nearest point of the zone's edge.
 
     Args:
-        zones: the zones; their margin counts.
+        zones: the zones; their margin counts. None: those of the fit that the guide serves.
         below: only at timesteps below this one; None: at all.
+
+    Raises:
+        ValueError: there are no zones, neither given nor among a fit's constraints; when it is bound, or used.
     """
 
-    def __init__(self, zones: ForbiddenZones, below: int | None = None) -> None:
+    def __init__(self, zones: ForbiddenZones | None = None, below: int | None = None) -> None:
         super().__init__()
-        self.zones, self.below = zones, below
+        self.zones, self.below = nn.ModuleList([] if zones is None else [zones]), below
+
+    def bind(self, constraints: Sequence[Constraint]) -> None:
+        if not self.zones:
+            self.zones.extend(constraint for constraint in constraints if isinstance(constraint, ForbiddenZones))
+            self._check()
 
     def extra_repr(self) -> str:
         return f"below={self.below}"
 
     def check_data(self, shape: tuple[int, ...]) -> None:
         check_plans(shape, "Projection")
+        self._check()
+
+    def _check(self) -> None:
+        if not self.zones:
+            raise ValueError(
+                "Projection expects zones to put plans out of, got none; give it zones, or fit under ForbiddenZones."
+            )
 
     def forward(self, predict: Predict, denoiser: Denoiser) -> Predict:
+        self._check()
+
         def projected(noisy: Tensor, timesteps: Tensor) -> Prediction:
             output, noise, clean = predict(noisy, timesteps)
             if self.below is not None and int(timesteps.max()) >= self.below:
                 return Prediction(output, noise, clean)
             clean = denoiser.normalizer.denormalize(clean)
-            moved = pushed_out(clean[..., :2], self.zones.centres, self.zones.radius + self.zones.margin)
+            moved = clean[..., :2]
+            for zones in self.zones:
+                moved = pushed_out(moved, zones.centres, zones.radius + zones.margin)  # type: ignore[arg-type, operator]
             clean = denoiser.normalizer.normalize(torch.cat([moved, clean[..., 2:]], dim=-1))
             return Prediction(denoiser.noise_schedule.from_clean(clean, noisy, timesteps), noise, clean)
 

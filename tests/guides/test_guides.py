@@ -8,7 +8,7 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from constrained_diffusion.constraints import ForbiddenZones
+from constrained_diffusion.constraints import ForbiddenZones, Walls
 from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.guides import BarrierStep, Chain, Guide, HeldEnds, LossGuidance, Projection
 from constrained_diffusion.guides.barrier import barrier_step
@@ -149,3 +149,20 @@ def test_what_cannot_be_guided_is_told(planner: Denoiser) -> None:
         with pytest.raises(ValueError, match="expects plans of shape"):
             make().check_data((1, 28, 28))
         make().check_data(planner.sample_shape)
+
+
+def test_a_projection_takes_the_zones_of_the_fit_it_serves(planner: Denoiser) -> None:
+    open_ended = Projection()
+    with pytest.raises(ValueError, match="Projection expects zones to put plans out of, got none"):
+        drawn(planner, open_ended)
+    with pytest.raises(ValueError, match="got none; give it zones, or fit under ForbiddenZones"):
+        open_ended.bind([Walls("open")])
+    other = ForbiddenZones("open", centres=[[-0.5, 0.5]], radius=0.3, margin=0.1)
+    Chain([HeldEnds(START), open_ended]).bind([Walls("open"), zones(), other])
+    plans = drawn(planner, open_ended).flatten(0, 2)
+    assert (plans - zones().centres).norm(dim=1).min() >= 0.4 - 1e-5
+    assert (plans - other.centres).norm(dim=1).min() >= 0.4 - 1e-5
+    assert torch.equal(drawn(planner, open_ended), drawn(planner, Projection(zones()))) is False
+    own = Projection(zones())
+    own.bind([other])
+    assert torch.equal(drawn(planner, own), drawn(planner, Projection(zones())))  # what was given stays
