@@ -247,12 +247,14 @@ class ConstrainedDiffusion(RejectingDiffusion):
             target = frozen.output + schedule.from_clean(shift, torch.zeros_like(noisy), timesteps)
         elif self.formulation.anchored and frozen is not None:
             target, weight = frozen.output, self.feasible(batch.clean)
-        squared = (prediction.output - target).square()
-        if self.snr_gamma is not None:
-            by_level = schedule.loss_weight(timesteps, self.snr_gamma, self.snr_floor)
-            squared = squared * by_level.reshape(*by_level.shape, *(1,) * (squared.ndim - by_level.ndim))
-        error = squared.flatten(1).mean(1)
+        error = self.weighted((prediction.output - target).square(), timesteps).flatten(1).mean(1)
         return error.mean() if weight is None else (error * weight).mean()  # over all rows, the others counting zero
+
+    def weighted(self, squared: Tensor, timesteps: Tensor) -> Tensor:
+        if self.snr_gamma is None:
+            return squared
+        by_level = self.denoiser.noise_schedule.loss_weight(timesteps, self.snr_gamma, self.snr_floor)
+        return squared * by_level.reshape(*by_level.shape, *(1,) * (squared.ndim - by_level.ndim))
 
     def penalty(self, record: StepRecord, noise_error: Tensor) -> Measured:
         """Return the penalty term over the rows of `record` (those with t < T_phi).

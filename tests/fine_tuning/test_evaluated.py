@@ -114,8 +114,12 @@ def test_the_held_out_loss_by_hand(tiny_denoiser: Any, prediction_type: str) -> 
     abar = module.denoiser.noise_schedule.alphas_cumprod[t].reshape(-1, 1, 1, 1)
     noisy = abar.sqrt() * clean + (1 - abar).sqrt() * noise
     target = {"epsilon": noise, "sample": clean, "v_prediction": abar.sqrt() * noise - (1 - abar).sqrt() * clean}
-    expected = (module.ema(noisy, t) - target[prediction_type]).square().mean()
-    torch.testing.assert_close(module.held_out_loss(rows(6)), expected)
+    squared = (module.ema(noisy, t) - target[prediction_type]).square()
+    torch.testing.assert_close(module.held_out_loss(rows(6)), squared.mean())
+    module.snr_gamma, module.snr_floor = 5.0, 0.1  # then it is weighted as the training is
+    snr = abar / (1 - abar)
+    weight = snr.clamp(0.1, 5) / {"epsilon": snr, "sample": 1, "v_prediction": snr + 1}[prediction_type]
+    torch.testing.assert_close(module.held_out_loss(rows(6)), (weight * squared).mean())
 
 
 def test_the_held_out_loss_has_fixed_noise_per_row_and_uses_the_ema(tiny_denoiser: Any) -> None:
