@@ -23,8 +23,9 @@ from constrained_diffusion.runs import find_config
 
 def fit(config: dict[str, Any], seed: int, n: int, runs: Path) -> dict[str, Any]:
     """Fit and test with the zones of one seed in processes of their own; return its results."""
-    zones = config["model"]["init_args"]["constraints"]
-    zones = zones[0] if isinstance(zones, list) else zones
+    listed = config["model"]["init_args"]["constraints"]
+    listed = listed if isinstance(listed, list) else [listed]
+    zones = next(constraint for constraint in listed if constraint["class_path"] == "ForbiddenZones")
     zones["init_args"].pop("centres", None)
     zones["init_args"] |= {"count": 2, "seed": seed}
     config["data"]["init_args"]["test_samples"] = n

@@ -15,6 +15,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from constrained_diffusion.precision import single, unrounded
+
 
 @dataclass(frozen=True)
 class StepRecord:
@@ -41,11 +43,17 @@ class Constraint(nn.Module, ABC):
         differentiable: whether gradients flow from g to x; fine-tuning refuses a constraint where they do not.
         needs_step_record: whether `forward` wants the `StepRecord` instead of the clean sample.
         in_expectation: whether the mean of g over the rows is what must not exceed the tolerance, not each row's own g.
+        margin: how much of g is there for safety: it is aimed at g <= tolerance, but a sample counts as violating only
+            where g > tolerance + margin.
+        counts: whether a sample that breaks it counts as violating; otherwise it steers a fit and has no verdict, such
+            as the walls that a planner shall not be driven into by forbidden zones.
     """
 
     differentiable: bool = True
     needs_step_record: bool = False
     in_expectation: bool = False
+    margin: float = 0.0
+    counts: bool = True
 
     def __init__(self, tolerance: float = 0.0) -> None:
         super().__init__()
@@ -57,6 +65,14 @@ class Constraint(nn.Module, ABC):
 
     def check_data(self, shape: tuple[int, ...]) -> None:
         """Raise ValueError if samples of `shape` (without batch) cannot be judged; called before training starts."""
+
+    @torch.no_grad()
+    def holds(self, clean: Tensor) -> Tensor:
+        """Return whether each of `clean` `(B, *shape)` satisfies the constraint, `(B,)`, bool; g must be a number."""
+        clean = single(clean)
+        with unrounded(clean):  # under autocast a classifier would round its verdict
+            values: Tensor = self(clean).reshape(len(clean), -1)
+        return (values <= self.tolerance + self.margin).all(1)
 
 
 class Reward(nn.Module, ABC):

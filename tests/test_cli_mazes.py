@@ -13,9 +13,9 @@ from constrained_diffusion import cli
 
 pytest.importorskip("mujoco", reason="mujoco is not installed: plans are executed in it")
 DATA = "--data.init_args"
-LITTLE = [f"{DATA}.samples=12", f"{DATA}.held_out=4", f"{DATA}.batch_size=6", f"{DATA}.val_samples=4"]
+LITTLE = [f"{DATA}.samples=48", f"{DATA}.held_out=4", f"{DATA}.batch_size=4", f"{DATA}.val_samples=4"]
 FEW = ["--model.init_args.sampler.steps=4", f"{DATA}.test_samples=6", "--model.init_args.evaluation.executed=2"]
-SHORT = ["--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1", f"{DATA}.sampler.steps=4"]
+SHORT = ["--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1", f"{DATA}.sampler.steps=8"]
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.mark.parametrize("name", ["maze2d", "maze2d_goal"])
 def test_fit_and_test_draw_the_maze_and_execute_plans(name: str, folder: Path) -> None:
     cli.main(["fit", "--config", f"{name}.yaml", *LITTLE, *SHORT, *FEW])
-    cli.main(["test", "--config", f"{name}.yaml", *LITTLE, *FEW, f"{DATA}.sampler.steps=4"])
+    cli.main(["test", "--config", f"{name}.yaml", *LITTLE, *FEW, f"{DATA}.sampler.steps=8"])
     run = folder / "runs" / name / "latest"
     results = json.loads((run / "results.json").read_text())
     for side in ("before", "after"):

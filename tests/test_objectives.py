@@ -118,3 +118,12 @@ def test_only_objectives_are_registered(registry: dict[str, object]) -> None:
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(KeyError, match=r"'Bal'; registered are .*Feasibility.*RewardAtLeast"):
         objectives.get("Bal")
+
+
+def test_a_constraint_holds_up_to_its_margin_and_only_where_g_is_a_number() -> None:
+    samples = torch.tensor([[0.4, 0.0], [0.6, 0.0], [0.0, 1.15], [0.0, 1.3], [float("nan"), 0.0]])
+    assert Ball().holds(samples).tolist() == [True, False, False, False, False]
+    wide = Ball(tolerance=0.1)
+    wide.margin = 0.1
+    assert wide.holds(samples).tolist() == [True, True, True, False, False]
+    assert torch.equal(wide(samples)[:4], Ball()(samples)[:4])  # what is aimed at stays

@@ -55,6 +55,7 @@ class Walls(PathConstraint):
         distance: what points keep off the walls, in cells; the ball's radius, so that it can follow the plan.
         reduction: "each" gives g of each point, `(B, m)`; "worst" the largest, `(B,)`.
         tolerance: delta, in cells.
+        counts: whether a plan that comes too near counts as violating; see `Constraint`.
 
     Raises:
         ValueError: no such maze, an unknown reduction, or a distance that leaves nothing of a corridor.
@@ -69,8 +70,10 @@ class Walls(PathConstraint):
         distance: float = BALL,
         reduction: Reduction = "each",
         tolerance: float = 0.0,
+        counts: bool = True,
     ) -> None:
         super().__init__(reduction, tolerance)
+        self.counts = counts
         if not 0 <= distance < 0.5:
             raise ValueError(
                 f"Walls expects a distance in [0, 0.5), in cells, got {distance}; a corridor is 1 wide, and the "

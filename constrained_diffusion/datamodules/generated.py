@@ -18,6 +18,7 @@ from constrained_diffusion.denoisers.config import denoiser_config
 from constrained_diffusion.denoisers.export import weights_sha256
 from constrained_diffusion.distributed import gather_from_ranks
 from constrained_diffusion.guides.base import Guide
+from constrained_diffusion.objectives import Constraint
 from constrained_diffusion.randomness import mix
 from constrained_diffusion.sampling import Sampler
 
@@ -44,6 +45,7 @@ class GeneratedDataModule(DiffusionDataModule):
         guide: steers the drawing, after the module's own guide. Where it keeps a constraint, the fit distils that into
             the weights, which then need it no longer.
         only_feasible: keep only samples that satisfy every constraint (the set shrinks accordingly).
+        filters: constraints that the set shall satisfy besides, though the fit does not penalise them.
         first_seed: seed of the first sample.
         cache_dir: where to keep them; see `default_cache`.
         kwargs: see `DiffusionDataModule`.
@@ -59,6 +61,7 @@ class GeneratedDataModule(DiffusionDataModule):
         sampler: Sampler = Sampler(steps=25),  # noqa: B008  (frozen)
         guide: Guide | None = None,
         only_feasible: bool = False,
+        filters: Constraint | list[Constraint] | None = None,
         first_seed: int = FIRST_SEED,
         cache_dir: str | None = None,
         **kwargs: Any,
@@ -68,6 +71,7 @@ class GeneratedDataModule(DiffusionDataModule):
             raise ValueError(f"expected at least one sample and one held-out sample, got {samples} and {held_out}.")
         self.samples, self.held_out, self.sampler_settings, self.guide = samples, held_out, sampler, guide
         self.only_feasible, self.first_seed = only_feasible, first_seed
+        self.filters = [filters] if isinstance(filters, Constraint) else filters or []
         self.cache_dir = Path(cache_dir) if cache_dir else default_cache()
 
     @property
@@ -101,6 +105,8 @@ class GeneratedDataModule(DiffusionDataModule):
         if stage not in ("fit", "validate") or self._data is not None:
             return
         self._module.check(stage, self.sample_shape)  # Lightning sets up the module only after the data
+        for constraint in self.filters:
+            constraint.check_data(self.sample_shape)
         if self.guide is not None:
             self.guide.bind(list(self._module.constraints))
             self.guide.check_data(self.sample_shape)
@@ -122,6 +128,8 @@ class GeneratedDataModule(DiffusionDataModule):
         if self.only_feasible:
             module = self._module
             train = train[module.feasible(train.to(module.device)).bool().cpu()]
+        for constraint in self.filters:
+            train = train[constraint.holds(train)]
         self._data = TensorRows(train), TensorRows(held_out)
 
     def build(self) -> tuple[TensorRows, TensorRows]:

@@ -27,7 +27,7 @@ from constrained_diffusion.guides.base import Guide
 from constrained_diffusion.metrics.evaluation import Evaluation
 from constrained_diffusion.metrics.proportion import ViolationRate
 from constrained_diffusion.objectives import Constraint
-from constrained_diffusion.precision import Single, never_half, single, unrounded
+from constrained_diffusion.precision import Single, never_half, single
 from constrained_diffusion.randomness import keyed_normal
 from constrained_diffusion.sampling import Predict, Sampler, seeded_noise
 
@@ -212,15 +212,12 @@ class EvaluatedDiffusion(DiffusionNetworks):
     def feasible(self, clean: Tensor) -> Tensor:
         """Return 1.0 where `clean` `(B, *shape)`, in data units, satisfies every constraint, else 0.0; shape `(B,)`.
 
-        Constraints on the whole step have no say. A sample whose g is no number does not satisfy it.
+        Constraints on the whole step, and those that do not count, have no say. A sample whose g is no number does not satisfy it.
         """
-        clean = single(clean)
         result = torch.ones(len(clean), device=clean.device)
-        with unrounded(clean):  # under autocast a classifier would round its verdict
-            for constraint in self.constraints:
-                if not constraint.needs_step_record:
-                    values = constraint(clean).reshape(len(clean), -1)
-                    result = result * (values <= constraint.tolerance).all(1)
+        for constraint in self.constraints:
+            if constraint.counts and not constraint.needs_step_record:
+                result = result * constraint.holds(clean)
         return result
 
     def _measured(self, evaluation: Evaluation | None, own: ViolationRate) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from constrained_diffusion.denoisers.adapter import Prediction
 from constrained_diffusion.diffusion import Normalizer
 from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
 from constrained_diffusion.guides.base import Guide
+from constrained_diffusion.objectives import Constraint
 from constrained_diffusion.sampling import Sampler
 
 SAMPLER = Sampler(steps=3)
@@ -195,3 +196,20 @@ def test_a_guide_steers_the_drawing_and_nothing_else(attach: Attach, monkeypatch
     monkeypatch.delattr(GeneratedDataModule, "_draw")
     with pytest.raises(ValueError, match=r"Dimmer expects colours, got \(1, 8, 8\)"):
         attach(guide=Dimmer(0.75))
+
+
+class NotTooDark(Constraint):
+    """The mean pixel is at least 0.45."""
+
+    def forward(self, clean: torch.Tensor) -> torch.Tensor:
+        return 0.45 - clean.mean((1, 2, 3))
+
+
+def test_filters_narrow_the_set_and_not_the_fit(attach: Attach) -> None:
+    whole, module = attach()[1].data[0].clean, attach(filters=NotTooDark())[0]
+    bright = whole.mean((1, 2, 3)) >= 0.45
+    assert 8 < int(bright.sum()) < 24
+    _, data = attach(filters=[NotTooDark()])
+    assert torch.equal(data.data[0].clean, whole[bright])
+    assert data.cache_file() == attach()[1].cache_file()  # what is drawn is the same
+    assert [type(constraint).__name__ for constraint in module.constraints] == ["TooBright"]

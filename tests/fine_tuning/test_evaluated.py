@@ -272,3 +272,15 @@ def test_a_sample_whose_g_is_no_number_violates(tiny_denoiser: Any) -> None:
     module = ConstrainedDiffusion(tiny_denoiser(), Broken())
     module._measure(torch.zeros(4, 1, 8, 8), None, module.own_violation)
     assert module.own_violation.compute()["violation_rate"] == 0.75
+
+
+def test_constraints_that_do_not_count_have_no_verdict(tiny_denoiser: Any, too_bright: Any) -> None:
+    dark, bright = rows(4).clean * 0.1, rows(4).clean * 0.1 + 0.9
+    samples = torch.cat([dark, bright])
+    counting, helping = too_bright(), too_bright()
+    helping.counts = False
+    assert ConstrainedDiffusion(tiny_denoiser(), counting).feasible(samples).tolist() == [1.0] * 4 + [0.0] * 4
+    assert ConstrainedDiffusion(tiny_denoiser(), helping).feasible(samples).tolist() == [1.0] * 8
+    assert (
+        ConstrainedDiffusion(tiny_denoiser(), [helping, counting]).feasible(samples).tolist() == [1.0] * 4 + [0.0] * 4
+    )
