@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     model = PretrainedDenoiser(given.planner).requires_grad_(False)
-    zones, seeds = ForbiddenZones("medium", count=2, seed=given.zones, margin=0.05), range(given.n)
+    zones, seeds = ForbiddenZones("medium", count=2, seed=given.zones), range(given.n)
     ways: dict[str, Callable[[], Tensor]] = {
         "pretrained": lambda: sample(model, None, seeds),
         "guidance": lambda: guided(model, zones, seeds),

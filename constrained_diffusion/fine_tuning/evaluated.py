@@ -212,12 +212,13 @@ class EvaluatedDiffusion(DiffusionNetworks):
     def feasible(self, clean: Tensor) -> Tensor:
         """Return 1.0 where `clean` `(B, *shape)`, in data units, satisfies every constraint, else 0.0; shape `(B,)`.
 
-        Constraints on the whole step, and those that do not count, have no say. A sample whose g is no number does not satisfy it.
+        Constraints on the whole step, and those that do not count, have no say. A sample whose g is no number does not
+        satisfy it.
         """
         result = torch.ones(len(clean), device=clean.device)
         for constraint in self.constraints:
             if constraint.counts and not constraint.needs_step_record:
-                result = result * constraint.holds(clean)
+                result = result * constraint.holds(clean)  # type: ignore[operator]
         return result
 
     def _measured(self, evaluation: Evaluation | None, own: ViolationRate) -> dict[str, Any]:
