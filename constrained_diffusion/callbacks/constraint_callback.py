@@ -125,7 +125,7 @@ class ConstraintCallback(Callback, ABC):
             return
         violations = Violations(*self._smoothed.unbind())
         names, holds = pl_module.constraint_names, self.satisfied(pl_module, violations).tolist()
-        holds = [held or not constraint.counts for held, constraint in zip(holds, pl_module.constraints, strict=True)]
+        holds = [held or not counts for held, counts in zip(holds, pl_module.counted, strict=True)]
         self.violated = [name for name, held in zip(names, holds, strict=True) if not held]
         for k, name in enumerate(names):
             if not holds[k]:

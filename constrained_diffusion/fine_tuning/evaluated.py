@@ -61,6 +61,7 @@ class EvaluatedDiffusion(DiffusionNetworks):
         self.guide = guide
         self.denoiser, self.constraints = denoiser, Single(constraints)
         self.constraint_names = _unique_names(constraints)
+        self.counted = [constraint.counts for constraint in constraints]  #: whether each has a verdict
         self.in_expectation = [constraint.in_expectation for constraint in constraints]
         self.evaluation, self.sampler, self.seed, self.recompute = evaluation, sampler, seed, recompute
         self.max_violation_rate = max_violation_rate

@@ -37,6 +37,7 @@ class Program(LightningModule):
         super().__init__()
         self.objective, self.functions, self.lr = objective, list(constraints.values()), lr
         self.constraint_names = list(constraints)
+        self.counted = [name != "uncounted" for name in constraints]
         self.x = nn.Parameter(torch.tensor(start, dtype=torch.float64))
         for name, value in (("penalty_coefficient", 1.0), ("stop_below", 0), ("multiplier", 0), ("augmentation", 0)):
             self.register_buffer(name, torch.full((len(constraints),), value, dtype=torch.float64))
@@ -168,6 +169,13 @@ def test_an_infeasible_program_is_called_so(controller: str, caplog: pytest.LogC
     assert len(told) == len(callback.violated)
     for name, text in zip(callback.violated, told, strict=True):
         assert f"'{name}' still does not hold after 300 steps" in text
+
+
+def test_a_constraint_that_does_not_count_is_not_called_infeasible(caplog: pytest.LogCaptureFixture) -> None:
+    callback = FixedPenalty(0.1)
+    with caplog.at_level(logging.INFO):
+        solve((away((2, 1)), {"uncounted": lambda x: x[0], "counts": lambda x: x[1]}, [0.5, 0.5]), callback, 20)
+    assert callback.violated == ["counts"]
 
 
 @pytest.mark.parametrize(
