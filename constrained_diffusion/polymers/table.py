@@ -1,9 +1,9 @@
 """Tables of polymers: SMILES of repeat units, with a conductivity or a class; PolyGen's two files, or your own.
 
-| file | rows | columns |
+| file | rows | conductivity |
 |---|---|---|
-| PolyGen-train-set-from-HTP-MD.csv | 6,024 units | mol_smiles, conductivity in S/cm |
-| htp_md.csv (tab-separated) | 11,408, of which 6,024 are distinct: the high class stands there about 18 times | mol_smiles, conductivity 0 or 1 |
+| PolyGen-train-set-from-HTP-MD.csv | 6,024 units | in S/cm |
+| htp_md.csv, tab-separated | 11,408, 6,024 of them distinct: the high class stands there 18 times | 0 or 1 |
 
 Both are CC0, by Yang et al. 2024 (npj Comput. Mater. 10, 296).
 """
