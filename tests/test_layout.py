@@ -49,6 +49,8 @@ FLOORS = {  # the longest name that fits counts
     "token_sampling": FIRST,
     "maze": GROUND,
     "maze.recording": FIRST,
+    "polymers": GROUND,
+    "preferences": GROUND,
     "rejection": FIRST,
     "denoisers": FIRST,
     "constraints": FIRST,

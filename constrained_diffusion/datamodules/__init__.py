@@ -7,6 +7,7 @@ from constrained_diffusion.datamodules.image_folder import ImageFolderDataModule
 from constrained_diffusion.datamodules.maze2d import Maze2DDataModule
 from constrained_diffusion.datamodules.mnist import MNISTDataModule
 from constrained_diffusion.datamodules.optimized import OptimizedDataModule
+from constrained_diffusion.datamodules.polymers import PolymerDataModule
 from constrained_diffusion.datamodules.prompts import PromptsDataModule
 from constrained_diffusion.datamodules.seeds import SeedsDataModule
 
@@ -18,6 +19,7 @@ __all__ = [
     "MNISTDataModule",
     "Maze2DDataModule",
     "OptimizedDataModule",
+    "PolymerDataModule",
     "PromptsDataModule",
     "SeedsDataModule",
     "TensorRows",

@@ -1,0 +1,117 @@
+"""`PolymerDataModule`: repeat units of polymers as sequences of tokens."""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+
+from constrained_diffusion.datamodules.base import DiffusionDataModule, TensorRows
+from constrained_diffusion.polymers.coding import coding
+from constrained_diffusion.polymers.smiles import Vocabulary
+from constrained_diffusion.polymers.table import NAME, Table, fetch, high_threshold, read_table
+from constrained_diffusion.randomness import keyed_generator
+
+Task = Literal["all", "high", "conditional"]
+STREAM = 6  #: of random numbers
+LABELS = ("[Ac]", "[Ag]")  #: PolyGen's tokens of the low and of the high class
+
+
+class PolymerDataModule(DiffusionDataModule):
+    """Repeat units as `(C, length)` in [0, 1], in the order of their tokens.
+
+    Units are split into training and held-out ones before anything is repeated, so that no held-out unit is seen in
+    training; the reference splits after it has repeated the high class eighteenfold.
+
+    Args:
+        path: a table of repeat units (`polymers.table`), or the folder that PolyGen's lies in; the folder `polymers`
+            below the environment variable CONSTRAINED_DIFFUSION_DATA when not given, else `data/polymers`.
+        download: fetch PolyGen's table where it is missing.
+        task: "all" units; those of the "high" class alone (the upper 5.3 % of conductivities); or "conditional", where
+            a token behind each unit names its class, and the high class is repeated until there are as many of either.
+        coding: "one_hot", "analog_bits" or "ordinal" (PolyGen's); see `polymers.coding`.
+        length: of a sample, in tokens; PolyGen's table needs 34, one more with a class, its own config has 64.
+        held_out: share of the units that is kept for the held-out loss.
+        split_seed: keys the split.
+        skip_invalid: leave out rows that are no repeat unit, rather than refuse the file.
+        kwargs: see `DiffusionDataModule`.
+
+    Raises:
+        FileNotFoundError: no table, and download is off.
+        ValueError: a bad table or setting.
+        ImportError: the extra `polymer` is not installed.
+    """
+
+    def __init__(
+        self,
+        path: str | None = None,
+        download: bool = False,
+        task: Task = "all",
+        coding: str = "one_hot",
+        length: int = 40,
+        held_out: float = 0.1,
+        split_seed: int = 0,
+        skip_invalid: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if task not in get_args(Task) or not 0 < held_out < 1 or length < 1:
+            raise ValueError(
+                f"PolymerDataModule expects a task of {', '.join(get_args(Task))}, held_out in (0, 1) and a length of "
+                f"at least 1, got {task}, {held_out} and {length}."
+            )
+        self.path = Path(path or Path(os.environ.get("CONSTRAINED_DIFFUSION_DATA", "data"), "polymers"))
+        self.download, self.task, self.coding, self.length = download, task, coding, length
+        self.held_out, self.split_seed, self.skip_invalid = held_out, split_seed, skip_invalid
+
+    def prepare_data(self) -> None:
+        if self.download:
+            fetch(self.path)
+
+    @cached_property
+    def table(self) -> Table:
+        """All distinct units of the file."""
+        return read_table(self.path / NAME if self.path.suffix == "" else self.path, self.skip_invalid)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The tokens of the table, and those of the two classes where they are used."""
+        return Vocabulary.of([*self.table.smiles, *(LABELS if self.task == "conditional" else ())])
+
+    @cached_property
+    def split(self) -> tuple[list[int], list[int]]:
+        """Rows of the table to train on, and those held out; of either only the high class where that is the task."""
+        count = len(self.table.smiles)
+        order = torch.randperm(count, generator=keyed_generator(STREAM, self.split_seed)).tolist()
+        cut = round(count * self.held_out)
+        high = self._high
+        held_out, train = (
+            sorted(row for row in rows if self.task != "high" or high[row]) for rows in (order[:cut], order[cut:])
+        )
+        if not train or not held_out:
+            raise ValueError(
+                f"'{self.path}' leaves {len(train)} units to train on and {len(held_out)} held out for the task "
+                f"'{self.task}'; expected some of each: give a larger table, or another share to hold out."
+            )
+        return train, held_out
+
+    def build(self) -> tuple[TensorRows, TensorRows]:
+        train, held_out = self.split
+        if self.task == "conditional":
+            high = [row for row in train if self._high[row]]
+            low = [row for row in train if not self._high[row]]
+            train = low + (high * -(-len(low) // max(len(high), 1)))[: len(low)]
+        return self._rows(train), self._rows(held_out)
+
+    @cached_property
+    def _high(self) -> list[bool]:
+        return (self.table.conductivity >= high_threshold(self.table.conductivity)).tolist()
+
+    def _rows(self, rows: list[int]) -> TensorRows:
+        smiles = [self.table.smiles[row] for row in rows]
+        if self.task == "conditional":
+            smiles = [string + LABELS[self._high[row]] for string, row in zip(smiles, rows, strict=True)]
+        return TensorRows(coding(self.coding, len(self.vocabulary)).encode(self.vocabulary.encode(smiles, self.length)))

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("rdkit", reason="the extra `polymer` is not installed")
+
+from constrained_diffusion.datamodules.polymers import PolymerDataModule
+from constrained_diffusion.polymers.coding import coding
+
+
+@pytest.fixture
+def module(tmp_path: Path) -> Any:
+    path = tmp_path / "units.csv"
+    rows = [f"[Au]{'C' * n}{end}[Cu],{n + i / 10}" for n in range(1, 21) for i, end in enumerate(("O", "N"))]
+    path.write_text("mol_smiles,conductivity\n" + "\n".join(rows))
+
+    def make(**settings: Any) -> PolymerDataModule:
+        return PolymerDataModule(**{"path": str(path), "length": 26, "batch_size": 4, "held_out": 0.5, **settings})
+
+    return make
+
+
+def strings(data: PolymerDataModule, side: int) -> list[str]:
+    code = coding(data.coding, len(data.vocabulary))
+    return data.vocabulary.decode(code.decode(data.data[side].clean))
+
+
+@pytest.mark.parametrize("name", ["one_hot", "analog_bits", "ordinal"])
+def test_every_unit_is_on_one_side_and_can_be_read_back(module: Any, name: str) -> None:
+    data = module(coding=name)
+    train, held_out = strings(data, 0), strings(data, 1)
+    assert sorted(train + held_out) == sorted(data.table.smiles)
+    assert len(held_out) == 20
+    assert data.sample_shape == (coding(name, len(data.vocabulary)).channels, 26)
+
+
+def test_the_high_class_alone_is_the_upper_share(module: Any) -> None:
+    data = module(task="high")
+    upper = ["[Au]" + 20 * "C" + "O[Cu]", "[Au]" + 20 * "C" + "N[Cu]", "[Au]" + 19 * "C" + "N[Cu]"]
+    assert sorted(strings(data, 0) + strings(data, 1)) == sorted(upper)
+
+
+def test_classes_are_named_and_even_and_the_split_comes_first(module: Any) -> None:
+    data = module(task="conditional", split_seed=3)
+    train, held_out = strings(data, 0), strings(data, 1)
+    assert sum(string.endswith("[Ag]") for string in train) * 2 == len(train)
+    assert {string.endswith(("[Ag]", "[Ac]")) for string in train + held_out} == {True}
+    assert not set(train) & set(held_out)
+    assert len(set(held_out)) == len(held_out) == 20
+
+
+def test_the_split_depends_on_its_seed_alone(module: Any) -> None:
+    assert strings(module(), 0) == strings(module(seed=5), 0)
+    assert strings(module(), 0) != strings(module(split_seed=5), 0)
+
+
+def test_bad_settings_are_refused(module: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="task of all, high, conditional, held_out in"):
+        module(task="low")
+    with pytest.raises(ValueError, match=r"has 2\d tokens, more than the 20"):
+        module(length=20).data  # noqa: B018
+    two = tmp_path / "two.csv"
+    two.write_text("mol_smiles,conductivity\n[Au]CO[Cu],1\n[Au]CN[Cu],2")
+    with pytest.raises(ValueError, match=r"leaves [01] units to train on and [01] held out for the task 'high'"):
+        module(task="high", path=str(two)).data  # noqa: B018
+    with pytest.raises(FileNotFoundError, match="expected a table of polymers at"):
+        PolymerDataModule(path=str(tmp_path)).data  # noqa: B018
+
+
+def test_batches_of_training_are_samples(module: Any) -> None:
+    batch = next(iter(module().train_dataloader()))
+    assert batch.clean.shape == (4, 6, 26)
+    assert torch.equal(batch.clean.sum(1), torch.ones(4, 26))
