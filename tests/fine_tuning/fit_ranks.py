@@ -123,9 +123,9 @@ class Watched(ConstrainedDiffusion):
         self.own_rows.append(len(record.timesteps))
         return super().penalty(record, noise_error)
 
-    def sample(self, seeds: Any, weights: Any = "ema", sampler: Sampler | None = None) -> Tensor:
+    def sample(self, seeds: Any, weights: Any = "ema", *how: Any) -> Tensor:
         self.seeds[weights] += seeds
-        return super().sample(seeds, weights, sampler)
+        return super().sample(seeds, weights, *how)
 
 
 class Steering(PenaltyScheduler):
