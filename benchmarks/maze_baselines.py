@@ -1,6 +1,7 @@
 """The zoo's planner with and without weights touched, at one seed of zones: what each way of keeping out costs.
 
     python benchmarks/maze_baselines.py [--n 100] [--zones 0] [--fitted run/export] [--safe run/export] [--json file]
+        [--ways projection "trained on safe data"]
 
 Rows: the pretrained planner; guidance by the zones' violations (best of three scales, by other seeds); projection of
 every predicted clean plan; a control-barrier step; noise optimisation; and, where given, a fine-tuned planner and one
@@ -85,6 +86,7 @@ def main() -> None:
     parser.add_argument("--fitted", help="export of a fit with these zones")
     parser.add_argument("--safe", help="export of a planner that was trained on safe data alone")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--ways", nargs="*", help="only these rows; all by default")
     given = parser.parse_args()
     model = PretrainedDenoiser(given.planner).requires_grad_(False)
     zones, seeds = ForbiddenZones("medium", count=2, seed=given.zones), range(given.n)
@@ -103,7 +105,7 @@ def main() -> None:
     print("| way | point in a zone | segment | executed | walls | long steps | curvature | seconds a plan |")
     print("|---|---|---|---|---|---|---|---|")
     found: dict[str, Any] = {}
-    for name, way in ways.items():
+    for name, way in ((name, way) for name, way in ways.items() if name in (given.ways or ways)):
         started = time.perf_counter()
         plans = way()
         seconds = (time.perf_counter() - started) / given.n

@@ -132,7 +132,7 @@ class ConstraintCallback(Callback, ABC):
                 measured = f"P = {violations.penalty[k]:.3g}, mean g - delta = {violations.slack[k]:.3g}"
                 rank_zero_info(
                     f"{type(self).__name__}: infeasible on the training rows, '{name}' still does not hold after "
-                    f"{self.steps} steps ({measured}); {self._advice(k)}."
+                    f"{self.steps} steps ({measured}{_unjudged(pl_module, k)}); {self._advice(k)}."
                 )
 
     def _advice(self, constraint: int) -> str:
@@ -147,3 +147,10 @@ class ConstraintCallback(Callback, ABC):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.steps, self._smoothed = state_dict["steps"], state_dict["smoothed"]
         self._recent = state_dict.get("recent", [])
+
+
+def _unjudged(module: Any, constraint: int) -> str:
+    """Return a remark where a constraint is aimed at beyond its verdict: samples may be feasible all the same."""
+    constraints = getattr(module, "constraints", ())
+    margin = constraints[constraint].margin if len(constraints) else 0.0
+    return f", g with its margin of {margin:.2g}, which samples are not judged by" if margin else ""

@@ -15,7 +15,8 @@ class PenaltyScheduler(ConstraintCallback):
     """C = c * r^floor(min(i, I) / n), and no penalty where P <= tau (P Algorithm 1, Table 1).
 
     Args:
-        initial: c, the first coefficient.
+        initial: c, the first coefficient: one for all constraints, or a list with one for each, in their order, where
+            their g have different units.
         growth_factor: r >= 1.
         every_n_steps: n, optimiser steps between two growths.
         max_iterations: I; with scope "fit" it caps the growth (it does not end the fit), with scope "batch" it bounds
@@ -28,12 +29,12 @@ class PenaltyScheduler(ConstraintCallback):
         smoothing: of the P that is compared with tau; the release within a step sees that step's own.
 
     Raises:
-        ValueError: a setting is out of range.
+        ValueError: a setting is out of range, or `initial` has not one coefficient for each constraint.
     """
 
     def __init__(
         self,
-        initial: float = 0.05,
+        initial: float | list[float] = 0.05,
         growth_factor: float = 1.2,
         every_n_steps: int = 10,
         max_iterations: int = 50,
@@ -47,7 +48,8 @@ class PenaltyScheduler(ConstraintCallback):
             raise ValueError(
                 f"growth_factor must be at least 1, so that the penalty never weakens; got {growth_factor}."
             )
-        if initial <= 0 or stop_below < 0:
+        coefficients = initial if isinstance(initial, list) else [initial]
+        if not coefficients or min(coefficients) <= 0 or stop_below < 0:
             raise ValueError(
                 f"expected initial > 0 and stop_below >= 0, got initial={initial}, stop_below={stop_below}."
             )
@@ -71,6 +73,11 @@ class PenaltyScheduler(ConstraintCallback):
     def start(self, trainer: Trainer, module: PenalisedModule) -> None:
         if self.scope == "batch":
             self._sampler(trainer)  # say at once if it cannot work
+        if isinstance(self.initial, list) and len(self.initial) != len(module.penalty_coefficient):
+            raise ValueError(
+                f"PenaltyScheduler expects as many initial coefficients as the model has constraints, "
+                f"{len(module.penalty_coefficient)}, got {len(self.initial)}; give one number for all, or one for each."
+            )
         module.stop_below.fill_(self.stop_below)
         self._write(module)
         if self.stopped and self.when_satisfied == "stop":  # resumed from its last checkpoint
@@ -103,8 +110,10 @@ class PenaltyScheduler(ConstraintCallback):
             self.stopped = trainer.should_stop = True
 
     def _write(self, module: PenalisedModule) -> None:
-        growth = (self.initial, self.growth_factor, self.iteration + 1, self.every_n_steps, self.max_iterations)
-        module.penalty_coefficient.fill_(geometric_growth(*growth))
+        growth = (self.growth_factor, self.iteration + 1, self.every_n_steps, self.max_iterations)
+        for k, coefficient in enumerate(module.penalty_coefficient):  # filled on the device: a copy would make it wait
+            initial = self.initial[k] if isinstance(self.initial, list) else self.initial
+            coefficient.fill_(geometric_growth(initial, *growth))
 
     def _sampler(self, trainer: Any) -> Any:
         sampler = getattr(trainer.datamodule, "sampler", None)

@@ -53,6 +53,7 @@ class Continuity(PathConstraint):
         shortest: steps up to this length, in cells, have no direction to turn from; the data's are about 0.03.
         reduction: "each" gives g of each place and limit, `(B, m)`; "worst" the largest, `(B,)`.
         tolerance: delta, as a share of the limits.
+        counts: whether a plan that breaks a limit counts as violating; see `Constraint`.
 
     Raises:
         ValueError: no limit, or one that is not positive.
@@ -66,8 +67,10 @@ class Continuity(PathConstraint):
         shortest: float = 1e-3,
         reduction: Reduction = "each",
         tolerance: float = 0.0,
+        counts: bool = True,
     ) -> None:
         super().__init__(reduction, tolerance)
+        self.counts = counts
         limits = {"max_step": max_step, "max_acceleration": max_acceleration, "max_turn": max_turn}
         given = {name: value for name, value in limits.items() if value is not None}
         if not given:

@@ -12,10 +12,12 @@ import torch
 from constrained_diffusion.datamodules.base import DiffusionDataModule, TensorRows
 from constrained_diffusion.polymers.coding import coding
 from constrained_diffusion.polymers.smiles import Vocabulary
+from constrained_diffusion.polymers.spelling import along_backbone
 from constrained_diffusion.polymers.table import NAME, Table, fetch, high_threshold, read_table
 from constrained_diffusion.randomness import keyed_generator
 
 Task = Literal["all", "high", "conditional"]
+Spelling = Literal["backbone", "as_given"]
 STREAM = 6  #: of random numbers
 LABELS = ("[Ac]", "[Ag]")  #: PolyGen's tokens of the low and of the high class
 
@@ -33,6 +35,7 @@ class PolymerDataModule(DiffusionDataModule):
         task: "all" units; those of the "high" class alone (the upper 5.3 % of conductivities); or "conditional", where
             a token behind each unit names its class, and the high class is repeated until there are as many of either.
         coding: "one_hot", "analog_bits" or "ordinal" (PolyGen's); see `polymers.coding`.
+        spelling: "backbone", along which units are spelt anew (`polymers.spelling`), or "as_given" by the table.
         length: of a sample, in tokens; PolyGen's table needs 34, one more with a class, its own config has 64.
         held_out: share of the units that is kept for the held-out loss.
         split_seed: keys the split.
@@ -51,20 +54,24 @@ class PolymerDataModule(DiffusionDataModule):
         download: bool = False,
         task: Task = "all",
         coding: str = "one_hot",
-        length: int = 40,
+        spelling: Spelling = "backbone",
+        length: int = 36,
         held_out: float = 0.1,
         split_seed: int = 0,
         skip_invalid: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if task not in get_args(Task) or not 0 < held_out < 1 or length < 1:
+        if task not in get_args(Task) or spelling not in get_args(Spelling):
             raise ValueError(
-                f"PolymerDataModule expects a task of {', '.join(get_args(Task))}, held_out in (0, 1) and a length of "
-                f"at least 1, got {task}, {held_out} and {length}."
+                f"PolymerDataModule expects a task of {', '.join(get_args(Task))} and a spelling of "
+                f"{', '.join(get_args(Spelling))}, got '{task}' and '{spelling}'."
             )
+        if not 0 < held_out < 1 or length < 1:
+            raise ValueError(f"expected held_out in (0, 1) and a length of at least 1, got {held_out} and {length}.")
         self.path = Path(path or Path(os.environ.get("CONSTRAINED_DIFFUSION_DATA", "data"), "polymers"))
-        self.download, self.task, self.coding, self.length = download, task, coding, length
+        self.download, self.task, self.length = download, task, length
+        self.coding, self.spelling = coding, spelling
         self.held_out, self.split_seed, self.skip_invalid = held_out, split_seed, skip_invalid
 
     def prepare_data(self) -> None:
@@ -73,8 +80,11 @@ class PolymerDataModule(DiffusionDataModule):
 
     @cached_property
     def table(self) -> Table:
-        """All distinct units of the file."""
-        return read_table(self.path / NAME if self.path.suffix == "" else self.path, self.skip_invalid)
+        """All distinct units of the file, spelt as they are learnt."""
+        table = read_table(self.path / NAME if self.path.suffix == "" else self.path, self.skip_invalid)
+        if self.spelling == "as_given":
+            return table
+        return table._replace(smiles=[along_backbone(smiles) for smiles in table.smiles])
 
     @cached_property
     def vocabulary(self) -> Vocabulary:

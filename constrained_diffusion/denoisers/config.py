@@ -13,7 +13,11 @@ from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.denoisers.schedule import DiffusersSchedule
 from constrained_diffusion.diffusion import NoiseSchedule, Normalizer
 
-OURS = ("TransformerPlanner", "RecurrentPlanner")  #: networks of our own that a config may name
+OURS = {  #: networks of our own that a config may name, and the modules that they are in
+    "TransformerPlanner": "planners",
+    "RecurrentPlanner": "planners",
+    "TokenTransformer": "tokens",
+}
 _OBJECTS = ("network", "noise_schedule", "normalizer")  #: parts of a config that are objects themselves
 
 
@@ -116,7 +120,7 @@ def _network(name: str) -> Any:
     import diffusers
 
     if name in OURS:
-        return getattr(import_module("constrained_diffusion.denoisers.planners"), name)
+        return getattr(import_module(f"constrained_diffusion.denoisers.{OURS[name]}"), name)
     return getattr(diffusers, name, None)
 
 

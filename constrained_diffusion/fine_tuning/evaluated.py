@@ -170,7 +170,7 @@ class EvaluatedDiffusion(DiffusionNetworks):
         self.log_dict({f"val/{name}": value for name, value in flat.items()})
 
     def held_out_loss(self, batch: Batch) -> Tensor:
-        """Return the EMA network's mean squared error on `batch`, weighted as in training; noise keyed by row."""
+        """Return the EMA network's mean error on `batch`, measured and weighted as in training; noise keyed by row."""
         schedule, clean = self.denoiser.noise_schedule, self.denoiser.normalizer.normalize(single(batch.clean))
         index = loss_rows(batch)
         noise = keyed_normal([(self.seed, HELD_OUT, i) for i in index], clean.shape[1:]).to(clean)
@@ -179,11 +179,11 @@ class EvaluatedDiffusion(DiffusionNetworks):
         timesteps = (fractions * schedule.num_timesteps).long().to(clean.device)
         noisy = schedule.add_noise(clean, noise, timesteps)
         output = self.denoiser.call(self.averaged, noisy, timesteps, batch.condition)
-        return self.weighted((output - schedule.target(clean, noise, timesteps)).square(), timesteps).mean()
+        return self.errors(output, schedule.target(clean, noise, timesteps), timesteps).mean()
 
-    def weighted(self, squared: Tensor, timesteps: Tensor) -> Tensor:
-        """Return squared errors `(B, *shape)` times what their noise levels weigh in training; here all weigh 1."""
-        return squared
+    def errors(self, output: Tensor, target: Tensor, timesteps: Tensor) -> Tensor:
+        """Return the errors of `output` `(B, *shape)`, `(B, ...)`, weighted as in training; here squared, weight 1."""
+        return (output - target).square()
 
     def on_test_start(self) -> None:
         self.results = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 
 import pytest
@@ -46,6 +47,24 @@ def test_table_1(run):
     ).coefficients
     assert got == pytest.approx([0.05 * 1.2 ** (min(i, 50) // 10) for i in range(1, 61)])
     assert got[-1] == pytest.approx(0.124416)
+
+
+def test_each_constraint_may_begin_with_its_own_coefficient(tiny_denoiser, too_bright, tiny_data, fit):
+    module = ConstrainedDiffusion(tiny_denoiser(), [too_bright(), too_bright()], "penalty", optimizer=SGD)
+    fit(module, tiny_data(), [PenaltyScheduler(initial=[0.5, 8.0], growth_factor=2.0, every_n_steps=2)], max_steps=3)
+    assert module.penalty_coefficient.tolist() == [2.0, 32.0]
+    with pytest.raises(ValueError, match=r"as many initial coefficients as the model has constraints, 2, got 1"):
+        fit(module, tiny_data(), [PenaltyScheduler(initial=[0.5])], max_steps=1)
+
+
+def test_a_margin_is_told_beside_what_does_not_hold(tiny_denoiser, too_bright, tiny_data, fit, caplog):
+    wide, plain = too_bright(), too_bright()
+    wide.margin = 0.25
+    module = ConstrainedDiffusion(tiny_denoiser(), [wide, plain], "penalty", optimizer=SGD)
+    with caplog.at_level(logging.INFO):
+        fit(module, tiny_data(), [PenaltyScheduler(stop_below=0.0)], max_steps=1)
+    told = [record.message for record in caplog.records if "still does not hold" in record.message]
+    assert ["with its margin of 0.25, which samples are not judged by" in text for text in told] == [True, False]
 
 
 def test_accumulated_micro_batches_are_one_step(run):
@@ -125,6 +144,7 @@ def test_batch_scope_repeats_what_the_short_last_step_of_an_epoch_had(run):
     [
         ({"growth_factor": 0.9}, "growth_factor must be at least 1, so that the penalty never weakens; got 0.9"),
         ({"initial": 0.0}, "expected initial > 0"),
+        ({"initial": [1.0, 0.0]}, "expected initial > 0"),
         ({"stop_below": -1.0}, "stop_below >= 0"),
         ({"every_n_steps": 0}, "must be at least 1, got 0"),
         ({"when_satisfied": "rest"}, "'release' or 'stop'"),

@@ -10,6 +10,7 @@ pytest.importorskip("rdkit", reason="the extra `polymer` is not installed")
 
 from constrained_diffusion.datamodules.polymers import PolymerDataModule
 from constrained_diffusion.polymers.coding import coding
+from constrained_diffusion.polymers.repeat_units import canonical
 
 
 @pytest.fixture
@@ -19,7 +20,9 @@ def module(tmp_path: Path) -> Any:
     path.write_text("mol_smiles,conductivity\n" + "\n".join(rows))
 
     def make(**settings: Any) -> PolymerDataModule:
-        return PolymerDataModule(**{"path": str(path), "length": 26, "batch_size": 4, "held_out": 0.5, **settings})
+        return PolymerDataModule(
+            **{"path": str(path), "length": 26, "batch_size": 4, "held_out": 0.5, "spelling": "as_given", **settings}
+        )
 
     return make
 
@@ -59,7 +62,7 @@ def test_the_split_depends_on_its_seed_alone(module: Any) -> None:
 
 
 def test_bad_settings_are_refused(module: Any, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="task of all, high, conditional, held_out in"):
+    with pytest.raises(ValueError, match="task of all, high, conditional and a spelling of"):
         module(task="low")
     with pytest.raises(ValueError, match=r"has 2\d tokens, more than the 20"):
         module(length=20).data  # noqa: B018
@@ -75,3 +78,11 @@ def test_batches_of_training_are_samples(module: Any) -> None:
     batch = next(iter(module().train_dataloader()))
     assert batch.clean.shape == (4, 6, 26)
     assert torch.equal(batch.clean.sum(1), torch.ones(4, 26))
+
+
+def test_units_are_spelt_along_their_backbones(module: Any) -> None:
+    data = module(spelling="backbone")
+    found = strings(data, 0) + strings(data, 1)
+    assert all(string.startswith("[Cu]") and string.endswith("[Au]") for string in found)
+    given = module().table
+    assert sorted(map(canonical, found)) == sorted(map(canonical, given.smiles))
