@@ -91,6 +91,9 @@ class Reward(nn.Module, ABC):
     def forward(self, clean: Tensor) -> Tensor:
         """Return the reward of each sample, shape `(B,)`."""
 
+    def check_data(self, shape: tuple[int, ...]) -> None:
+        """Raise ValueError if samples of `shape` (without batch) cannot be judged; called before work starts."""
+
 
 class RewardAtLeast(Constraint):
     """The constraint r(x) >= threshold, that is g(x) = threshold - r(x).
@@ -114,6 +117,10 @@ class RewardAtLeast(Constraint):
         self.reward = reward
         self.threshold = threshold
         self.differentiable = reward.differentiable
+
+    def check_data(self, shape: tuple[int, ...]) -> None:
+        """Raise ValueError if the reward cannot judge samples of `shape` (without batch)."""
+        self.reward.check_data(shape)
 
     def forward(self, clean: Tensor) -> Tensor:
         """Return `threshold - reward(clean)`, shape `(B,)`."""

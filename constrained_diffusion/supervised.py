@@ -13,8 +13,8 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric, MetricCollection
 
-from constrained_diffusion.constraints.classifiers import save_classifier
 from constrained_diffusion.datamodules.batch import Batch
+from constrained_diffusion.saved import save_network
 
 AUGMENTATION = 4  # stream of random numbers, apart from those of diffusion training
 
@@ -130,12 +130,12 @@ class Supervised(LightningModule):
         """Nothing: each rank has the whole network."""
 
     def export(self, folder: str | Path) -> None:
-        """Write the network by `save_classifier`, and beside it `training.json` with seed, steps, seconds and threads.
+        """Write the network by `save_network`, and beside it `training.json` with seed, steps, seconds and threads.
 
         Raises:
-            TypeError: the network is no registered classifier.
+            TypeError: the network's class is not one of `saved.NETWORKS`.
         """
-        save_classifier(self.network, folder)
+        save_network(self.network, folder)
         facts = {
             "seed": self.seed,
             "steps": self.batches_seen,

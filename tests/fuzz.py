@@ -32,13 +32,14 @@ from constrained_diffusion import cli, mistakes, runs, zoo
 from constrained_diffusion.callbacks.continue_log import rows
 from constrained_diffusion.callbacks.noise_results import read_results, summary
 from constrained_diffusion.callbacks.report import read_metrics
-from constrained_diffusion.constraints.classifiers import DigitCNN, load_classifier, save_classifier
+from constrained_diffusion.constraints.classifiers import DigitCNN, load_classifier
 from constrained_diffusion.datamodules import ImageFolderDataModule, MNISTDataModule, PromptsDataModule
 from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.denoisers.config import denoiser_config
 from constrained_diffusion.denoisers.export import export
 from constrained_diffusion.denoisers.loading import PretrainedDenoiser
 from constrained_diffusion.denoisers.schedule import DiffusersSchedule
+from constrained_diffusion.saved import save_network
 from constrained_diffusion.zoo import cards
 
 DOCUMENTED = (ValueError, TypeError, FileNotFoundError)
@@ -145,7 +146,7 @@ def kinds(top: Path) -> dict[str, Kind]:
             lambda folder=folder: PretrainedDenoiser(str(folder), network=Convolution()),
         )
     for name in ("config.json", "model.safetensors"):
-        save_classifier(DigitCNN(width=2), top / f"classifier {name}")
+        save_network(DigitCNN(width=2), top / f"classifier {name}")
         add(
             f"classifier, {name}",
             top / f"classifier {name}" / name,

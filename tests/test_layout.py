@@ -30,6 +30,7 @@ FLOORS = {  # the longest name that fits counts
     "fine_tuning.penalty": GROUND,
     "fine_tuning.formulation": GROUND,
     "fine_tuning.schedules": GROUND,
+    "fine_tuning.errors": GROUND,
     "fine_tuning.conditioning": GROUND,
     "distributed": GROUND,
     "precision": GROUND,
@@ -50,11 +51,12 @@ FLOORS = {  # the longest name that fits counts
     "maze": GROUND,
     "maze.recording": FIRST,
     "polymers": GROUND,
-    "preferences": GROUND,
+    "preferences": FIRST,
     "rejection": FIRST,
     "denoisers": FIRST,
     "constraints": FIRST,
     "rewards": FIRST,
+    "saved": FIRST,
     "sharding": SECOND,
     "cpu_precision": SECOND,
     "callbacks": SECOND,
@@ -69,6 +71,7 @@ FLOORS = {  # the longest name that fits counts
     "zoo.build": ROOF,  # these three are programs, run when weights are made
     "zoo.denoiser": ROOF,
     "zoo.planner": ROOF,
+    "zoo.polymers": ROOF,
 }
 OPTIONAL = {  # what the extras install
     *("torchvision", "torch_fidelity", "matplotlib", "tensorboard", "peft", "transformers"),

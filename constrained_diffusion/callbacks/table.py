@@ -170,7 +170,12 @@ def _bounded(side: Mapping[str, Any], key: str) -> str:
 
 
 def _metric(side: Mapping[str, Any], key: str) -> str:
-    return (percent if key.endswith("_rate") else figure)(_dict(side, "metrics").get(key))
+    metrics = _dict(side, "metrics")
+    text = (percent if key.endswith("_rate") else figure)(metrics.get(key))
+    interval = metrics.get(f"{key}_95")  # of a share
+    if text == "-" or not isinstance(interval, list) or len(interval) != 2:
+        return text
+    return f"{text} ({percent(interval[0])} to {percent(interval[1], up=True)})"
 
 
 def _total_variation(side: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The small image classifiers that ship with the package, and how any of them is written to and read from a folder.
+"""The small image classifiers that ship with the package.
 
 `DigitCNN` is what a constraint is trained with: plain, fast, and smooth, because its gradient is used. `DigitResNet` is
 the judge: another architecture, so that what fools the one need not fool the other.
@@ -6,16 +6,14 @@ the judge: another architecture, so that what fools the one need not fool the ot
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from constrained_diffusion import untrusted, zoo
+from constrained_diffusion.saved import load_network, stored
 
 
 class Classifier(nn.Module, ABC):
@@ -44,6 +42,7 @@ class Classifier(nn.Module, ABC):
         return logits
 
 
+@stored
 class DigitCNN(Classifier):
     """A plain strided CNN for digits `(B, 1, 28, 28)` in [0, 1], smooth (SiLU), about 0.2 M parameters.
 
@@ -77,6 +76,7 @@ class DigitCNN(Classifier):
         return hidden
 
 
+@stored
 class DigitResNet(Classifier):
     """A pre-activation residual network for digits, with ReLU and average pooling (He et al. 2016, arXiv 1603.05027).
 
@@ -144,71 +144,9 @@ def _convolution(channels_in: int, channels_out: int, kernel_size: int, stride: 
     return [convolution, nn.BatchNorm2d(channels_out), nn.SiLU()]
 
 
-CLASSIFIERS: dict[str, type[Classifier]] = {"DigitCNN": DigitCNN, "DigitResNet": DigitResNet}
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
-
-
-def save_classifier(module: nn.Module, folder: str | Path) -> None:
-    """Write a registered classifier to `folder` as `config.json` and `model.safetensors`; the folder is made.
-
-    Raises:
-        TypeError: the module is of no class in `CLASSIFIERS`.
-    """
-    name = type(module).__name__
-    if not isinstance(module, Classifier) or CLASSIFIERS.get(name) is not type(module):
-        raise TypeError(
-            f"save_classifier expects one of {', '.join(CLASSIFIERS)}, got {name}; add your class to "
-            "constrained_diffusion.constraints.classifiers.CLASSIFIERS."
-        )
-    target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
-    save_file({key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}, target / WEIGHTS)
-    (target / CONFIG).write_text(json.dumps({"class": name, "init_args": module.settings}, indent=2) + "\n")
-
-
 def load_classifier(source: str | Path) -> Classifier:
-    """Read a classifier from a zoo name or from a folder that `save_classifier` wrote; see `PretrainedClassifier`."""
-    folder = _folder(source)
-    missing = [file for file in (CONFIG, WEIGHTS) if not (folder / file).is_file()]
-    if missing:
-        raise FileNotFoundError(
-            f"a classifier's folder holds {CONFIG} and {WEIGHTS}; '{folder}' has no {' and no '.join(missing)}; "
-            "write both with save_classifier."
-        )
-    try:
-        config = untrusted.read_json(folder / CONFIG)
-        name, arguments = str(config["class"]), dict(config["init_args"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f'{folder / CONFIG} should read {{"class": ..., "init_args": {{...}}}}, but it does not '
-            f"({type(error).__name__}: {error}); export the classifier again."
-        ) from error
-    if name not in CLASSIFIERS:
-        raise ValueError(f"{folder / CONFIG} names the unknown class '{name}'; known are {', '.join(CLASSIFIERS)}.")
-    weights, _ = untrusted.read_tensors(folder / WEIGHTS)
-    try:
-        with untrusted.no_larger_than(folder / WEIGHTS):
-            classifier = CLASSIFIERS[name](**arguments)
-        classifier.load_state_dict(weights)
-    except ValueError:
-        raise
-    except Exception as error:  # torch has many for sizes that are none
-        raise ValueError(
-            f"{folder / WEIGHTS} does not hold the weights of {name}({arguments}), which {CONFIG} beside it names: "
-            f"{str(error).splitlines()[0]} Export both together."
-        ) from error
-    return classifier
-
-
-def _folder(source: str | Path) -> Path:
-    if str(source) in zoo.available():
-        return zoo.path(str(source))
-    if Path(source).is_dir():
-        return Path(source)
-    raise ValueError(
-        f"a classifier is a zoo name or a folder with {CONFIG} and {WEIGHTS}; '{source}' is neither; "
-        f"the zoo has {', '.join(zoo.available()) or 'nothing'}."
-    )
+    """Read a classifier from a zoo name or from a folder that `save_network` wrote; see `PretrainedClassifier`."""
+    return load_network(source, Classifier, "classifier")  # type: ignore[type-abstract]
 
 
 class PretrainedClassifier(nn.Module):

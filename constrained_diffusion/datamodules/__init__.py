@@ -8,6 +8,7 @@ from constrained_diffusion.datamodules.maze2d import Maze2DDataModule
 from constrained_diffusion.datamodules.mnist import MNISTDataModule
 from constrained_diffusion.datamodules.optimized import OptimizedDataModule
 from constrained_diffusion.datamodules.polymers import PolymerDataModule
+from constrained_diffusion.datamodules.preferences import PreferenceDataModule
 from constrained_diffusion.datamodules.prompts import PromptsDataModule
 from constrained_diffusion.datamodules.seeds import SeedsDataModule
 
@@ -20,6 +21,7 @@ __all__ = [
     "Maze2DDataModule",
     "OptimizedDataModule",
     "PolymerDataModule",
+    "PreferenceDataModule",
     "PromptsDataModule",
     "SeedsDataModule",
     "TensorRows",

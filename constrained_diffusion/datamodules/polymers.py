@@ -7,18 +7,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import torch
-
 from constrained_diffusion.datamodules.base import DiffusionDataModule, TensorRows
 from constrained_diffusion.polymers.coding import coding
+from constrained_diffusion.polymers.parts import train_and_held_out
 from constrained_diffusion.polymers.smiles import Vocabulary
 from constrained_diffusion.polymers.spelling import along_backbone
 from constrained_diffusion.polymers.table import NAME, Table, fetch, high_threshold, read_table
-from constrained_diffusion.randomness import keyed_generator
 
 Task = Literal["all", "high", "conditional"]
 Spelling = Literal["backbone", "as_given"]
-STREAM = 6  #: of random numbers
 LABELS = ("[Ac]", "[Ag]")  #: PolyGen's tokens of the low and of the high class
 
 
@@ -35,8 +32,10 @@ class PolymerDataModule(DiffusionDataModule):
         task: "all" units; those of the "high" class alone (the upper 5.3 % of conductivities); or "conditional", where
             a token behind each unit names its class, and the high class is repeated until there are as many of either.
         coding: "one_hot", "analog_bits" or "ordinal" (PolyGen's); see `polymers.coding`.
+        notation: "smiles" or "postfix", in which any parentheses make a molecule; see `polymers.notation`.
         spelling: "backbone", along which units are spelt anew (`polymers.spelling`), or "as_given" by the table.
-        length: of a sample, in tokens; PolyGen's table needs 34, one more with a class, its own config has 64.
+        length: of a sample, in tokens; PolyGen's table needs 33 in postfix and 34 in SMILES, one more with a class;
+            its own config has 64.
         held_out: share of the units that is kept for the held-out loss.
         split_seed: keys the split.
         skip_invalid: leave out rows that are no repeat unit, rather than refuse the file.
@@ -54,8 +53,9 @@ class PolymerDataModule(DiffusionDataModule):
         download: bool = False,
         task: Task = "all",
         coding: str = "one_hot",
+        notation: str = "postfix",
         spelling: Spelling = "backbone",
-        length: int = 36,
+        length: int = 34,
         held_out: float = 0.1,
         split_seed: int = 0,
         skip_invalid: bool = False,
@@ -71,7 +71,7 @@ class PolymerDataModule(DiffusionDataModule):
             raise ValueError(f"expected held_out in (0, 1) and a length of at least 1, got {held_out} and {length}.")
         self.path = Path(path or Path(os.environ.get("CONSTRAINED_DIFFUSION_DATA", "data"), "polymers"))
         self.download, self.task, self.length = download, task, length
-        self.coding, self.spelling = coding, spelling
+        self.coding, self.notation, self.spelling = coding, notation, spelling
         self.held_out, self.split_seed, self.skip_invalid = held_out, split_seed, skip_invalid
 
     def prepare_data(self) -> None:
@@ -89,18 +89,13 @@ class PolymerDataModule(DiffusionDataModule):
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """The tokens of the table, and those of the two classes where they are used."""
-        return Vocabulary.of([*self.table.smiles, *(LABELS if self.task == "conditional" else ())])
+        return Vocabulary.of([*self.table.smiles, *(LABELS if self.task == "conditional" else ())], self.notation)
 
     @cached_property
     def split(self) -> tuple[list[int], list[int]]:
         """Rows of the table to train on, and those held out; of either only the high class where that is the task."""
-        count = len(self.table.smiles)
-        order = torch.randperm(count, generator=keyed_generator(STREAM, self.split_seed)).tolist()
-        cut = round(count * self.held_out)
-        high = self._high
-        held_out, train = (
-            sorted(row for row in rows if self.task != "high" or high[row]) for rows in (order[:cut], order[cut:])
-        )
+        sides = train_and_held_out(len(self.table.smiles), self.held_out, self.split_seed)
+        train, held_out = ([row for row in rows if self.task != "high" or self._high[row]] for rows in sides)
         if not train or not held_out:
             raise ValueError(
                 f"'{self.path}' leaves {len(train)} units to train on and {len(held_out)} held out for the task "

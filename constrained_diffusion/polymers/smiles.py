@@ -9,31 +9,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-# What Schwaller et al. (2018, arXiv 1711.04810) take for a token; the field has kept it.
-_TOKEN = re.compile(r"\[[^\]]+\]|Br|Cl|%[0-9]{2}|[BCNOSPFI]|[bcnosp]|[().=#\-+\\/:~@?>*$]|[0-9]")
+from constrained_diffusion.polymers.notation import notation as named_notation
+
 END = "<end>"
-
-
-def tokenize(smiles: str) -> list[str]:
-    """Return the tokens of a SMILES string; joined they are the string again.
-
-    Raises:
-        ValueError: part of the string is no token.
-
-    >>> tokenize("CC(Cl)O[Cu]")
-    ['C', 'C', '(', 'Cl', ')', 'O', '[Cu]']
-    """
-    tokens = _TOKEN.findall(smiles)
-    if not tokens or sum(map(len, tokens)) != len(smiles):
-        rest = _TOKEN.sub("", smiles)
-        raise ValueError(f"expected a SMILES string, got '{smiles[:80]}', in which '{rest[:20]}' is no atom or bond.")
-    return tokens
 
 
 class Vocabulary:
@@ -41,21 +24,24 @@ class Vocabulary:
 
     Args:
         tokens: without END, which gets the number 0.
+        notation: "smiles" or "postfix"; see `polymers.notation`.
 
     Raises:
-        ValueError: a token is there twice, or is END.
+        ValueError: a token is there twice, or is END, or there is no such notation.
     """
 
-    def __init__(self, tokens: Sequence[str]) -> None:
+    def __init__(self, tokens: Sequence[str], notation: str = "smiles") -> None:
+        self.notation, (self._read, self._write) = notation, named_notation(notation)
         self.tokens = [END, *tokens]
         if len(set(self.tokens)) != len(self.tokens):
             raise ValueError(f"expected each token of a vocabulary once, and '{END}' not at all, got {list(tokens)}.")
         self._numbers = {token: number for number, token in enumerate(self.tokens)}
 
     @classmethod
-    def of(cls, smiles: Iterable[str]) -> Vocabulary:
+    def of(cls, smiles: Iterable[str], notation: str = "smiles") -> Vocabulary:
         """Return the vocabulary of a data set, in alphabetic order."""
-        return cls(sorted({token for string in smiles for token in tokenize(string)}))
+        read = named_notation(notation).read
+        return cls(sorted({token for string in smiles for token in read(string)}), notation)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -68,7 +54,7 @@ class Vocabulary:
         """
         rows = torch.zeros(len(smiles), length, dtype=torch.long)
         for row, string in enumerate(smiles):
-            tokens = tokenize(string)
+            tokens = self._read(string)
             unknown = next((token for token in tokens if token not in self._numbers), None)
             if unknown is not None:
                 raise ValueError(
@@ -88,5 +74,5 @@ class Vocabulary:
         found = []
         for row in numbers.tolist():
             end = row.index(0) if 0 in row else len(row)
-            found.append("".join(self.tokens[number] for number in row[:end]))
+            found.append(self._write([self.tokens[number] for number in row[:end]]))
         return found

@@ -17,13 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from constrained_diffusion.constraints.classifiers import CONFIG, WEIGHTS, PretrainedClassifier
+from constrained_diffusion.constraints.classifiers import PretrainedClassifier
 from constrained_diffusion.datamodules.base import TensorRows
 from constrained_diffusion.datamodules.mnist import MNISTDataModule
 from constrained_diffusion.metrics.features import ReferenceFeatures
+from constrained_diffusion.saved import CONFIG, WEIGHTS
 from constrained_diffusion.zoo import cards
 from constrained_diffusion.zoo.denoiser import denoiser
 from constrained_diffusion.zoo.planner import planner
+from constrained_diffusion.zoo.polymers import generator, preference
+from constrained_diffusion.zoo.polymers import judge as polymer_judge
 
 ZOO = Path(__file__).parent
 MNIST = "MNIST, the 60,000 training digits (LeCun, Cortes, Burges); figures on the 10,000 test digits"
@@ -113,6 +116,9 @@ ENTRIES: dict[str, tuple[str, Callable[[Path, Path, str | None], cards.Card]]] =
     "judge": ("mnist_judge", judge),
     "denoiser": ("mnist_denoiser", denoiser),
     "planner": ("maze2d_planner", planner),
+    "generator": ("polymer_generator", generator),
+    "preference": ("polymer_preference", preference),
+    "polymer_judge": ("polymer_judge", polymer_judge),
 }
 
 
@@ -157,8 +163,10 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m constrained_diffusion.zoo.build", description=__doc__)
     parser.add_argument("entry", choices=sorted(ENTRIES))
-    parser.add_argument("--export", required=True, help="the folder that the training run exported")
-    parser.add_argument("--data_dir", default=None, help="the folder that holds MNIST/")
+    parser.add_argument(
+        "--export", default=".", help="the folder that the training run exported; none for polymer_judge"
+    )
+    parser.add_argument("--data_dir", default=None, help="the folder that holds MNIST/, or PolyGen's table")
     parser.add_argument("--zoo_dir", default=ZOO, help="where to write; the package's own zoo by default")
     given = parser.parse_args(arguments)
     print(build(given.entry, given.export, given.data_dir, given.zoo_dir) / cards.CARD_TEXT)

@@ -8,15 +8,15 @@ from torch import nn
 
 from constrained_diffusion import zoo
 from constrained_diffusion.constraints.classifiers import (
-    CLASSIFIERS,
     DigitCNN,
     DigitResNet,
     PretrainedClassifier,
     load_classifier,
-    save_classifier,
 )
+from constrained_diffusion.saved import save_network
 from constrained_diffusion.zoo import cards
 
+CLASSIFIERS = {"DigitCNN": DigitCNN, "DigitResNet": DigitResNet}
 DATA = os.environ.get("CONSTRAINED_DIFFUSION_DATA")
 every_class = pytest.mark.parametrize("name", sorted(CLASSIFIERS))
 every_weight = pytest.mark.parametrize("name", ["mnist_classifier", "mnist_judge"])
@@ -25,7 +25,7 @@ every_weight = pytest.mark.parametrize("name", ["mnist_classifier", "mnist_judge
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     torch.manual_seed(0)
-    save_classifier(DigitCNN(width=2), tmp_path)
+    save_network(DigitCNN(width=2), tmp_path)
     return tmp_path
 
 
@@ -78,7 +78,7 @@ def test_too_few_classes():
 def test_round_trip(name, tmp_path):
     network = CLASSIFIERS[name](num_classes=3, width=4)
     network(torch.rand(8, 1, 28, 28))  # moves the running statistics, which must be saved too
-    save_classifier(network, tmp_path / "new" / "folder")
+    save_network(network, tmp_path / "new" / "folder")
     again = PretrainedClassifier(str(tmp_path / "new" / "folder"))
     images = torch.rand(2, 1, 28, 28)
     assert again.num_classes == 3
@@ -136,7 +136,7 @@ def test_unknown_name_lists_the_zoo():
 
 def test_only_registered_classes_are_saved(tmp_path):
     with pytest.raises(TypeError, match="expects one of DigitCNN, DigitResNet, got Linear"):
-        save_classifier(nn.Linear(2, 2), tmp_path)
+        save_network(nn.Linear(2, 2), tmp_path)
 
 
 @every_weight
@@ -182,7 +182,7 @@ def test_reference_features_are_the_judges_own():
 
 
 def test_a_classifier_whose_config_claims_what_it_has_not(tmp_path: Path) -> None:
-    save_classifier(DigitCNN(width=2), tmp_path)
+    save_network(DigitCNN(width=2), tmp_path)
     (tmp_path / "config.json").write_text('{"class": "DigitCNN", "init_args": {"width": 2000}}')
     with pytest.raises(ValueError, match="describes a network of more than"):
         load_classifier(tmp_path)

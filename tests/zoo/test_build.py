@@ -5,7 +5,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from constrained_diffusion.constraints.classifiers import DigitCNN, DigitResNet, load_classifier, save_classifier
+from constrained_diffusion.constraints.classifiers import DigitCNN, DigitResNet, load_classifier
+from constrained_diffusion.saved import save_network
 from constrained_diffusion.zoo import build, cards
 
 COUNTS = {"train": 40, "t10k": 30}
@@ -27,7 +28,7 @@ def data_dir(tmp_path_factory):
 
 
 def export(network, folder):
-    save_classifier(network.eval(), folder)
+    save_network(network.eval(), folder)
     (folder / "training.json").write_text(json.dumps({"seed": 5, "seconds": 7}))
     return folder
 

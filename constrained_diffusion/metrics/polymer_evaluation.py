@@ -1,0 +1,172 @@
+"""`PolymerEvaluation`: are generated strings repeat units, new and various ones, and what does a judge say of them?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities.data import dim_zero_cat
+
+from constrained_diffusion.metrics.evaluation import Evaluation
+from constrained_diffusion.metrics.polymers import clean_samples, polymer_figures
+from constrained_diffusion.metrics.proportion import clopper_pearson_interval, clopper_pearson_upper
+from constrained_diffusion.objectives import Constraint, Reward
+from constrained_diffusion.polymers.coding import coding as named_coding
+from constrained_diffusion.polymers.drawing import unit_pictures
+from constrained_diffusion.polymers.judge import load_judge
+from constrained_diffusion.polymers.reference import Reference
+from constrained_diffusion.polymers.repeat_units import is_valid, require_rdkit
+
+SHARES = {"validity": "n", "uniqueness": "valid", "novelty": "distinct", "synthesizability": "clean"}  #: of how many
+
+
+class Sequences(Metric):
+    """Token numbers `(n, L)` and rewards `(n,)` of all ranks' samples."""
+
+    full_state_update = False
+    numbers: list[Tensor]
+    merits: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("numbers", [], dist_reduce_fx="cat")
+        self.add_state("merits", [], dist_reduce_fx="cat")
+
+    def update(self, numbers: Tensor, merits: Tensor) -> None:
+        """Add one batch."""
+        self.numbers.append(numbers)
+        self.merits.append(merits)
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """Return both, on the CPU."""
+        return dim_zero_cat(self.numbers).cpu(), dim_zero_cat(self.merits).double().cpu()
+
+
+class PolymerEvaluation(Evaluation):
+    """The six figures of polymer generation (`metrics.polymers`), the fitted reward, and an independent judge.
+
+    A sample violates where it is no repeat unit, or where the judge, if any, does not place it in the high class.
+
+    Args:
+        reference: zoo weights or a folder with the vocabulary and the training units; see `polymers.reference`.
+        judge: zoo weights or a folder with a judge (`polymers.judge`); None for none.
+        coding: of the samples; see `polymers.coding`.
+
+    Raises:
+        FileNotFoundError, ValueError: a file is missing or damaged, or there is no such coding.
+        ImportError: the extra `polymer` is not installed.
+    """
+
+    def __init__(
+        self,
+        reference: str = "polymer_generator",
+        judge: str | None = "polymer_judge",
+        coding: str = "one_hot",
+    ) -> None:
+        super().__init__()
+        require_rdkit()  # now, not after hours of training
+        self.reference = Reference.load(reference)
+        self.judge = None if judge is None else load_judge(judge)
+        self.coding = named_coding(coding, len(self.reference.vocabulary))
+        self.reward: Reward | None = None
+        self.sequences = Sequences()
+
+    def bind(self, constraints: Sequence[Constraint]) -> None:
+        """Take the reward of the first constraint that has one, to show its distribution; forgets all samples.
+
+        Raises:
+            ValueError: it reads other tokens, or the same in another order.
+        """
+        found = [getattr(constraint, "reward", None) for constraint in constraints]
+        self.reward = next((reward for reward in found if isinstance(reward, Reward)), None)
+        read, written = getattr(getattr(self.reward, "model", None), "vocabulary", None), self.reference.vocabulary
+        if read is not None and (read.notation, read.tokens) != (written.notation, written.tokens):
+            raise ValueError(
+                f"the preference model reads {read.notation} with the tokens {' '.join(read.tokens[1:])}, but the "
+                f"generator writes {written.notation} with {' '.join(written.tokens[1:])}; train it with these."
+            )
+        self.reset()
+
+    @torch.no_grad()
+    def update(self, clean: Tensor) -> None:
+        """Judge one batch of samples `(B, C, L)`, in [0, 1].
+
+        Raises:
+            ValueError: some are not finite.
+        """
+        if not bool(clean.isfinite().all()):
+            raise ValueError(
+                "an evaluation expects finite samples, got NaN or infinity; the model has diverged, so lower the "
+                "learning rate or the penalty coefficient, or test an earlier checkpoint."
+            )
+        merits = clean.new_zeros(len(clean)) if self.reward is None else self.reward.to(clean.device)(clean)
+        self.sequences.update(self.coding.decode(clean), merits)
+
+    def compute(self) -> dict[str, Any]:
+        """Return {"violation_rate", "violation_upper_95", "n", "metrics"}; call it on every rank.
+
+        | metric | what |
+        |---|---|
+        | validity_rate, .., similarity, diversity | the six figures; shares have an interval, `.._rate_95` |
+        | reward_mean, reward_sd | of the fitted reward over all samples, as drawn |
+        | judge_high_rate | share of all samples that the judge places in the high class |
+        | judge_mean, judge_sd | of its predicted log10 conductivity, in S/cm, over valid samples |
+
+        A figure that was not measured is None.
+
+        Raises:
+            ValueError: no sample was measured.
+        """
+        numbers, merits = self.sequences.compute()
+        smiles = self.reference.vocabulary.decode(numbers)
+        figures = polymer_figures(smiles, self.reference.known, self.reference.fingerprints)
+        counts = clean_samples(smiles, self.reference.known)[1]._asdict()
+        metrics: dict[str, Any] = {"similarity": figures["similarity"], "diversity": figures["diversity"]}
+        for name, of in SHARES.items():
+            share, count = figures[name], counts[of]
+            metrics[f"{name}_rate"] = share
+            metrics[f"{name}_rate_95"] = None if share is None else _interval(round(share * count), count)
+        if self.reward is not None:
+            metrics |= {"reward_mean": float(merits.mean()), "reward_sd": float(merits.std(correction=0))}
+        good = [string for string in smiles if is_valid(string)]
+        hits = len(good)
+        if self.judge is not None:
+            judged = self.judge.predict(good)
+            hits = int((judged >= self.judge.threshold).sum())
+            metrics |= {"judge_high_rate": hits / len(smiles), "judge_high_rate_95": _interval(hits, len(smiles))}
+            if good:
+                metrics |= {"judge_mean": float(judged.mean()), "judge_sd": float(judged.std(correction=0))}
+        n = len(smiles)
+        violations = {"violation_rate": 1 - hits / n, "violation_upper_95": clopper_pearson_upper(n - hits, n), "n": n}
+        return {**violations, "metrics": metrics}
+
+    def reset(self) -> None:
+        """Forget all samples."""
+        self.sequences.reset()
+
+    @torch.no_grad()
+    def marks(self, clean: Tensor) -> list[str]:
+        """Return "invalid" for what is no repeat unit, "violation" where the judge's class is not the high one."""
+        smiles = self._strings(clean)
+        good = [string for string in smiles if is_valid(string)]
+        below: set[str] = set()
+        if self.judge is not None and good:
+            judged = self.judge.predict(good)
+            low = (judged < self.judge.threshold).tolist()
+            below = {string for string, is_low in zip(good, low, strict=True) if is_low}
+        return ["violation" if one in below else "" if is_valid(one) else "invalid" for one in smiles]
+
+    def pictures(self, clean: Tensor) -> Tensor:
+        """Draw each unit; see `polymers.drawing`."""
+        return unit_pictures(self._strings(clean))
+
+    def _strings(self, clean: Tensor) -> list[str]:
+        finite = clean.nan_to_num()  # a diverged model can still be drawn
+        return self.reference.vocabulary.decode(self.coding.decode(finite).cpu())
+
+
+def _interval(hits: int, n: int) -> list[float] | None:
+    return list(clopper_pearson_interval(hits, n)) if n else None
