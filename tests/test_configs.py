@@ -97,6 +97,21 @@ def test_the_zoo_s_network_is_small():
     assert sum(p.numel() for p in network("mnist_denoiser.yaml").parameters()) < 3_000_000
 
 
+def test_polygen_s_network_has_the_parameters_that_the_paper_counts_but_for_its_norms():
+    """PolyGen prints 5,985,281; its version of Unet1D had group norms, whose biases the root mean square norms lack."""
+    pytest.importorskip("denoising_diffusion_pytorch", reason="the extra `polygen` is not installed")
+    from denoising_diffusion_pytorch import Unet1D
+
+    config = yaml.safe_load((shipped_configs() / "polymer_paper.yaml").read_text())
+    settings = config["model"]["init_args"]["denoiser"]["init_args"]["network"]["init_args"]
+    with torch.device("meta"):
+        unet = Unet1D(**settings)
+    norms = [p for name, p in unet.named_parameters() if ".block" in name and name.endswith("norm.g")]
+    levels, middle, last = 2 * (2 * 2 * 128) + (2 * 2 * 256 + 2 * 2 * 128), 2 * 2 * 256, 2 * 128  # down and up
+    assert sum(p.numel() for p in norms) == levels + middle + last == 3_840
+    assert sum(p.numel() for p in unet.parameters()) + 3_840 == 5_985_281
+
+
 @pytest.mark.parametrize("name", ["mnist_algorithm1.yaml", "mnist_paper.yaml"])
 def test_table_1(name):
     config = yaml.safe_load((shipped_configs() / name).read_text())

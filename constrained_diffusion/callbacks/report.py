@@ -179,6 +179,8 @@ def _drawings(results: Mapping[str, Any], metrics: Metrics, config: str) -> Iter
     allowed = [*_from_config(config, "max_violation_rate"), None][0]
     word, curves = table.label_word(results), partial(_curves, metrics)
     yield "class shares", lambda: _histogram(results)
+    for key in _distributions(results):
+        yield key.replace("_", " "), partial(_distribution, results, key)
     yield "validation: FID and violations", lambda: _trend(metrics, "violation", word, fid=True)
     yield "validation: the constraint's own g", lambda: _trend(metrics, "own_violation", "g violated", limit=allowed)
     yield "penalty P, raw, in units of g squared", lambda: curves("penalty/", "P", log=True, levels=tau)
@@ -217,6 +219,31 @@ def _histogram(results: Mapping[str, Any]) -> bytes | None:
     if len(sizes) != 1:
         return None
     return plots.class_histogram(before, after, label if label in range(*sizes) else None)
+
+
+def _distributions(results: Mapping[str, Any]) -> list[str]:
+    """Return the names of metrics that are distributions: `{"x": [..], "share": [..]}`."""
+    names = {key for side in ("before", "after") for key in _measured(results, side)}
+    return sorted(key for key in names if isinstance(key, str) and key.endswith("_distribution"))
+
+
+def _distribution(results: Mapping[str, Any], key: str) -> bytes | None:
+    lines = []
+    for side in ("before", "after"):
+        told = _measured(results, side).get(key)
+        x, shares = (told.get("x"), told.get("share")) if isinstance(told, dict) else (None, None)
+        if isinstance(x, list) and isinstance(shares, list) and len(x) == len(shares) > 0:
+            points = [(table.number(a), table.number(b)) for a, b in zip(x, shares, strict=True)]
+            known = [(a, 100 * b) for a, b in points if a is not None and b is not None]
+            lines.append(plots.Line(side, [a for a, _ in known], [b for _, b in known]))
+    name = key.removesuffix("_distribution").replace("_", " ")
+    return plots.curves(lines, "share of samples (%)", name) if lines else None
+
+
+def _measured(results: Mapping[str, Any], side: str) -> dict[str, Any]:
+    part = results.get(side)
+    metrics = part.get("metrics") if isinstance(part, dict) else None
+    return metrics if isinstance(metrics, dict) else {}
 
 
 def _settings(results: Mapping[str, Any], config: str) -> str:

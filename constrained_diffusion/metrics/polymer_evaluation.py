@@ -20,6 +20,7 @@ from constrained_diffusion.polymers.judge import load_judge
 from constrained_diffusion.polymers.reference import Reference
 from constrained_diffusion.polymers.repeat_units import is_valid, require_rdkit
 
+REWARD_BIN, JUDGE_BIN = 0.25, 0.05  #: widths of the bins of distributions, in nats and in decades
 SHARES = {"validity": "n", "uniqueness": "valid", "novelty": "distinct", "synthesizability": "clean"}  #: of how many
 
 
@@ -114,6 +115,7 @@ class PolymerEvaluation(Evaluation):
         | reward_mean, reward_sd | of the fitted reward over all samples, as drawn |
         | judge_high_rate | share of all samples that the judge places in the high class |
         | judge_mean, judge_sd | of its predicted log10 conductivity, in S/cm, over valid samples |
+        | reward_distribution, judge_distribution | of either; see `distribution` |
 
         A figure that was not measured is None.
 
@@ -131,6 +133,7 @@ class PolymerEvaluation(Evaluation):
             metrics[f"{name}_rate_95"] = None if share is None else _interval(round(share * count), count)
         if self.reward is not None:
             metrics |= {"reward_mean": float(merits.mean()), "reward_sd": float(merits.std(correction=0))}
+            metrics["reward_distribution"] = distribution(merits, REWARD_BIN)
         good = [string for string in smiles if is_valid(string)]
         hits = len(good)
         if self.judge is not None:
@@ -139,6 +142,7 @@ class PolymerEvaluation(Evaluation):
             metrics |= {"judge_high_rate": hits / len(smiles), "judge_high_rate_95": _interval(hits, len(smiles))}
             if good:
                 metrics |= {"judge_mean": float(judged.mean()), "judge_sd": float(judged.std(correction=0))}
+                metrics["judge_distribution"] = distribution(judged, JUDGE_BIN)
         n = len(smiles)
         violations = {"violation_rate": 1 - hits / n, "violation_upper_95": clopper_pearson_upper(n - hits, n), "n": n}
         return {**violations, "metrics": metrics}
@@ -166,6 +170,17 @@ class PolymerEvaluation(Evaluation):
     def _strings(self, clean: Tensor) -> list[str]:
         finite = clean.nan_to_num()  # a diverged model can still be drawn
         return self.reference.vocabulary.decode(self.coding.decode(finite).cpu())
+
+
+def distribution(values: Tensor, width: float) -> dict[str, list[float]]:
+    """Return a histogram of `values` `(n,)`, n >= 1: the middles of its bins, and the share of values in each.
+
+    >>> distribution(torch.tensor([0.1, 0.2, 1.3]), 0.5)
+    {'x': [0.25, 0.75, 1.25], 'share': [0.6666666666666666, 0.0, 0.3333333333333333]}
+    """
+    bins = (values.double() / width).floor().long()
+    shares = (bins - bins.min()).bincount().double() / len(values)
+    return {"x": [(int(bins.min()) + i + 0.5) * width for i in range(len(shares))], "share": shares.tolist()}
 
 
 def _interval(hits: int, n: int) -> list[float] | None:

@@ -95,11 +95,20 @@ class MeritCNN(nn.Module):
 
 
 class PairLoss(nn.Module):
-    """Minus the mean Bradley-Terry log-likelihood of outcomes `(B,)`, given log merits `(B, 2)`."""
+    """Minus the mean Bradley-Terry log-likelihood of outcomes `(B,)`, given log merits `(B, 2)`.
+
+    Args:
+        level: weight of the squared mean merit. Outcomes tell differences alone; this makes 0 the average molecule.
+    """
+
+    def __init__(self, level: float = 0.01) -> None:
+        super().__init__()
+        self.level = level
 
     def forward(self, merits: Tensor, outcomes: Tensor) -> Tensor:
         """Return a scalar, at least 0."""
-        return -log_likelihood(merits[:, 0], merits[:, 1], outcomes.to(merits)).mean()
+        likelihood = log_likelihood(merits[:, 0], merits[:, 1], outcomes.to(merits)).mean()
+        return self.level * merits.mean().square() - likelihood
 
 
 def load_merits(source: str | Path) -> MeritCNN:

@@ -289,3 +289,21 @@ def test_report_reads_what_lightning_logged(tmp_path, capsys):
     trainer.test(model, loader, verbose=False)
     assert "fours fell from 10.0 % to 0.2 %" in Page((run / "report.html").read_text()).text
     assert capsys.readouterr().out.count("report: ") == 1
+
+
+def test_distributions_are_drawn_for_both_sides(run):
+    told = {"x": [0.5, 1.5, 2.5], "share": [0.25, 0.5, 0.25]}
+    sides = {side: {**SIDE, "metrics": {"reward_distribution": told}} for side in ("before", "after")}
+    (run / "results.json").write_text(json.dumps({**RESULTS, **sides}))
+    assert "reward distribution" in page(run).captions
+    text = write_report(run).read_text(encoding="utf-8")
+    figure = text[text.index("<figcaption>reward distribution") :].split("</figure>")[0]
+    assert ">before<" in figure
+    assert ">after<" in figure
+
+
+@pytest.mark.parametrize("told", [None, [1], {"x": [1, 2], "share": [1]}, {"x": ["a"], "share": ["b"]}, {"x": 1}])
+def test_broken_distributions_never_crash(run, told):
+    sides = {side: {**SIDE, "metrics": {"reward_distribution": told}} for side in ("before", "after")}
+    (run / "results.json").write_text(json.dumps({**RESULTS, **sides}))
+    assert "Before and after" in page(run).text

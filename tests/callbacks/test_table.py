@@ -93,6 +93,18 @@ def test_other_domains_bring_their_own_metrics_and_leave_lines_out():
     ]
 
 
+def test_a_share_shows_its_interval():
+    side = {"metrics": {"validity_rate": 0.88, "validity_rate_95": [0.86, 0.90004], "similarity": 0.25}}
+    unmeasured = {"metrics": {"validity_rate": None, "validity_rate_95": None, "similarity": None}}
+    assert [tuple(row) for row in rows({"before": side, "after": unmeasured})] == [
+        ("similarity", "0.25", "-"),
+        ("validity rate", "88.0 % (86.0 % to 90.1 %)", "-"),
+    ]
+    for broken in ([0.86], [0.86, 0.9, 0.95], "0.86", None):
+        side["metrics"]["validity_rate_95"] = broken
+        assert rows({"after": side})[1].after == "88.0 %"
+
+
 @pytest.mark.parametrize(
     ("label", "classes", "word"),
     [(0, 10, "zeros"), (6, 10, "sixes"), (9, 10, "nines"), (12, 20, "class 12"), (4, 100, "class 4"),
