@@ -19,11 +19,12 @@ INSTALL := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --constr
 CREATED := $(VENV)/.created
 INSTALLED := $(VENV)/.installed
 INSTALLED_MAZE := $(VENV)/.installed-maze
+INSTALLED_POLYMER := $(VENV)/.installed-polymer
 INSTALLED_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv install install-dev demo demo-maze test test-slow lint types format clean
+.PHONY: help venv install install-dev demo demo-maze demo-polymer test test-slow lint types format clean
 
 help: ## list the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' Makefile
@@ -43,6 +44,10 @@ demo-maze: $(INSTALLED_MAZE) ## install, keep a planner out of two zones: random
 	$(BIN)/lightning test --config maze2d.yaml
 	$(BIN)/lightning fit --config maze2d_goal.yaml
 	$(BIN)/lightning test --config maze2d_goal.yaml
+
+demo-polymer: $(INSTALLED_POLYMER) ## install, make a generator of polymers write those that are preferred
+	$(BIN)/lightning fit --config polymer.yaml
+	$(BIN)/lightning test --config polymer.yaml
 
 test: $(INSTALLED_DEV) ## install what tests need and run them, the examples in docstrings included
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -82,6 +87,10 @@ $(INSTALLED_MAZE): pyproject.toml constraints.txt | $(CREATED)
 	$(INSTALL) '.[image,maze]'
 	@touch $(INSTALLED) $@
 
+$(INSTALLED_POLYMER): pyproject.toml constraints.txt | $(CREATED)
+	$(INSTALL) '.[image,polymer]'
+	@touch $(INSTALLED) $@
+
 $(INSTALLED_DEV): pyproject.toml constraints.txt | $(CREATED)
 	$(INSTALL) '.[dev]'
-	@touch $(INSTALLED) $(INSTALLED_MAZE) $@
+	@touch $(INSTALLED) $(INSTALLED_MAZE) $(INSTALLED_POLYMER) $@

@@ -162,6 +162,12 @@ def test_make_demo_maze_installs_the_extra_and_runs_both_configs(tmp_path: Path)
     assert any("[image,maze]" in command for command in commands)
 
 
+def test_make_demo_polymer_installs_the_extra_and_runs_its_config(tmp_path: Path) -> None:
+    commands = make_new("demo-polymer", tmp_path)
+    assert commands[-2:] == [f"{tmp_path}/bin/lightning {verb} --config polymer.yaml" for verb in ("fit", "test")]
+    assert any("[image,polymer]" in command for command in commands)
+
+
 def test_make_installs_once(tmp_path: Path) -> None:
     for step in (".created", ".installed", ".installed-dev"):
         (tmp_path / step).touch()

@@ -57,6 +57,10 @@ def test_command(command, folder, monkeypatch):
         small = [*small, "--model.init_args.evaluation.executed=1"]
         if verb == "fit":  # about half of the 128 plans pass its filters
             small = [*small, "--data.init_args.batch_size=16"]
+    if "polymer" in command:
+        pytest.importorskip("rdkit", reason="the extra `polymer` is not installed")
+        if verb == "fit":  # about a sixth of the 128 units are preferred enough
+            small = [*small, "--data.init_args.batch_size=4"]
     main([verb, *arguments, *small, *QUIET])
     run = runs.latest_run("pretrain/mnist_denoiser" if "pretrain" in command else _config(arguments), folder / "runs")
     written = {
