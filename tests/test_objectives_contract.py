@@ -24,7 +24,9 @@ from constrained_diffusion.objectives import (
     available,
     get,
 )
+from constrained_diffusion.preferences.model import MeritCNN
 from constrained_diffusion.rewards import (
+    BradleyTerryMerit,
     Brightness,
     CLIPScore,
     Darkness,
@@ -70,6 +72,11 @@ def classifier() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.SiLU(), nn.Linear(8, 4))
 
 
+def merits() -> nn.Module:
+    torch.manual_seed(0)
+    return MeritCNN(["C", "N", "O"], width=6, depth=1, kernel=3)
+
+
 class Example(NamedTuple):
     """One way to make an objective, and samples that it can judge, as a function of seed and dtype."""
 
@@ -90,6 +97,7 @@ EXAMPLES = {
     "Continuity": Example(lambda: Continuity(0.5, 0.5, 0.5), shape=(4, 3, 2)),
     "RewardAtLeast": Example(lambda: RewardAtLeast(Ink(), threshold=0.5)),
     "Feasibility": Example(lambda: Feasibility(ThirdHalves(tolerance=-0.2))),
+    "BradleyTerryMerit": Example(lambda: BradleyTerryMerit(merits()), shape=(4, 6)),
     "Brightness": Example(Brightness),
     "Darkness": Example(Darkness, shape=(5,)),
     "Ink": Example(lambda: Ink(target=0.2)),
