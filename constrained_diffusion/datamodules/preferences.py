@@ -71,7 +71,7 @@ class PreferenceDataModule(DiffusionDataModule):
     def preferences(self) -> tuple[Preferences, Preferences]:
         """Training pairs and held-out ones."""
         if self.pairs is not None:
-            told = read_preferences(self.pairs, self.keep_contradictions)
+            told = read_preferences(self.pairs, self.keep_contradictions, along_backbone)
             sides = train_and_held_out(len(told.smiles), self.held_out, self.split_seed)
             train, held_out = (told.among(set(rows)) for rows in sides)
         else:

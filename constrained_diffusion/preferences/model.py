@@ -20,7 +20,8 @@ class MeritCNN(nn.Module):
     """Residual convolutions over the tokens, their sum and their mean over the molecule, and an MLP.
 
     It takes shares of tokens as well as tokens, so that it judges predicted clean samples and passes gradients to them.
-    A place counts by its share of not being END.
+    A place counts by its share of not being END in the sums; norms see all places, so that sequences must be as long as
+    in training.
 
     Args:
         tokens: the vocabulary without END; see `Vocabulary`.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,13 +33,14 @@ class Preferences(NamedTuple):
         return self._replace(pairs=self.pairs[kept], outcomes=self.outcomes[kept])
 
 
-def read_preferences(path: Path, keep_contradictions: bool = False) -> Preferences:
+def read_preferences(path: Path, keep_contradictions: bool = False, spell: Callable[[str], str] = str) -> Preferences:
     """Read a table of preferences: CSV with a header, or JSONL with one object a line (by its suffix).
 
     Args:
         path: of the file.
         keep_contradictions: keep pairs that are there with different outcomes, as several raters leave them; the model
             then learns how often each was preferred.
+        spell: gives two spellings of one molecule the same name, such as `along_backbone`; as they are by default.
 
     Raises:
         FileNotFoundError: it is not there.
@@ -58,6 +59,11 @@ def read_preferences(path: Path, keep_contradictions: bool = False) -> Preferenc
             found = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
             raise ValueError(f"{where} expects {', '.join(COLUMNS)}, got {found or 'nothing'}; rename the columns.")
         names = [str(row[side] or "") for side in COLUMNS[:2]]
+        if all(names):
+            try:
+                names = [spell(name) for name in names]
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from error
         if not all(names) or names[0] == names[1]:
             raise ValueError(f"{where} expects two different molecules, got '{names[0][:80]}' and '{names[1][:80]}'.")
         first, second = (numbers.setdefault(name, len(numbers)) for name in names)

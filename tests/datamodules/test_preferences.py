@@ -170,3 +170,16 @@ def test_bad_data_are_refused(told: Make, simulated: Make, tmp_path: Path) -> No
     with pytest.raises(ValueError, match=r"expected a repeat unit with its ends \[Cu\] and \[Au\], got 'C"):
         PreferenceDataModule(str(few), held_out=0.4).data  # noqa: B018
     assert along_backbone("[Au]OC[Cu]") == "[Cu]CO[Au]"
+
+
+def test_spellings_of_one_molecule_are_one(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.csv"
+    path.write_text("first,second,preferred\n[Cu]CO[Au],[Cu]CN[Au],1\nN(C[Cu])[Au],O(C[Cu])[Au],1\n")
+    with pytest.raises(ValueError, match=r"line 3 of '.*' contradicts line 2"):
+        PreferenceDataModule(pairs=str(path)).data  # noqa: B018
+    path.write_text("first,second,preferred\n[Cu]CO[Au],O(C[Cu])[Au],1\n")
+    with pytest.raises(ValueError, match="line 2 of '.*' expects two different molecules"):
+        PreferenceDataModule(pairs=str(path)).data  # noqa: B018
+    path.write_text("first,second,preferred\n[Cu]CO[Au],CCO,1\n")
+    with pytest.raises(ValueError, match="line 2 of '.*': expected a repeat unit with its ends"):
+        PreferenceDataModule(pairs=str(path)).data  # noqa: B018
