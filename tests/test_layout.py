@@ -70,6 +70,7 @@ FLOORS = {  # the longest name that fits counts
     "termination": ROOF,
     "zoo.build": ROOF,  # these three are programs, run when weights are made
     "zoo.denoiser": ROOF,
+    "zoo.drawn": ROOF,
     "zoo.planner": ROOF,
     "zoo.polymers": ROOF,
 }

@@ -185,8 +185,8 @@ def _drawings(results: Mapping[str, Any], metrics: Metrics, config: str) -> Iter
     yield "validation: the constraint's own g", lambda: _trend(metrics, "own_violation", "g violated", limit=allowed)
     yield "penalty P, raw, in units of g squared", lambda: curves("penalty/", "P", log=True, levels=tau)
     yield "penalty coefficient C", lambda: curves("penalty_coefficient/", "C", steps=True)
-    yield "training loss", lambda: curves("loss/", "mean squared error", smooth=True)
-    yield "held-out diffusion loss", lambda: curves("val/diffusion_loss", "mean squared error")
+    yield "training loss", lambda: curves("loss/", "loss", smooth=True)
+    yield "held-out diffusion loss", lambda: curves("val/diffusion_loss", "loss")
     yield "violations in training batches", lambda: curves("violation_rate/", "share of rows", smooth=True)
 
 

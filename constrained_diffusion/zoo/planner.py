@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from constrained_diffusion.datamodules.maze2d import Maze2DDataModule
@@ -19,23 +18,14 @@ from constrained_diffusion.maze.plans import points
 from constrained_diffusion.maze.simulator import execute, planned_velocities, tracking_error
 from constrained_diffusion.metrics.plan_evaluation import PlanEvaluation
 from constrained_diffusion.metrics.smoothness import plan_statistics
-from constrained_diffusion.sampling import Sampler, seeded_noise
+from constrained_diffusion.sampling import Sampler
 from constrained_diffusion.zoo import cards
+from constrained_diffusion.zoo.drawn import draw
 
 COUNT, EXECUTED = 1000, 200  #: seeds 0 .. 999, of which so many are executed
 WINDOWS = 5000  #: of the recording, for its statistics
 QUALITY = Sampler(steps=50, spacing="linspace")  # whose last step is from the lowest noise level
 STATISTICS = "statistics.json"
-
-
-@torch.no_grad()
-def draw(denoiser: PretrainedDenoiser, count: int, batch_size: int = 250) -> Tensor:
-    """Return the plans of seeds 0 .. count - 1, `(count, L, S, C)`, in cells."""
-    plans, total = [], denoiser.noise_schedule.num_timesteps
-    for seeds in track(torch.arange(count).split(batch_size), description=f"{count} plans, {QUALITY.steps} steps"):
-        z = seeded_noise(seeds.tolist(), denoiser.sample_shape, QUALITY, total)
-        plans.append(denoiser.normalizer.denormalize(QUALITY(denoiser.predict, denoiser.noise_schedule, z)))
-    return torch.cat(plans)
 
 
 def statistics(plans: Tensor, maze: Maze, stack: int, recorded: Tensor) -> dict[str, float]:
@@ -68,7 +58,7 @@ def planner(target: Path, export: Path, data_dir: str | None, count: int = COUNT
     train, _ = data.data
     recorded = train.__getitems__(torch.linspace(0, len(train) - 1, min(WINDOWS, len(train))).long().tolist()).clean
     started = time.perf_counter()
-    plans = draw(model, count)
+    plans = draw(model, QUALITY, count)
     seconds = (time.perf_counter() - started) / count
     (target / STATISTICS).write_text(json.dumps(statistics(plans, data.maze, stack, recorded), indent=2) + "\n")
     evaluation = PlanEvaluation(data.maze_name, reference=str(target), executed=EXECUTED)

@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from constrained_diffusion.datamodules.polymers import PolymerDataModule
@@ -19,9 +18,10 @@ from constrained_diffusion.polymers.judge import Judge
 from constrained_diffusion.polymers.parts import preferences_and_judge
 from constrained_diffusion.polymers.reference import Reference
 from constrained_diffusion.preferences.model import load_merits
-from constrained_diffusion.sampling import Sampler, seeded_noise
+from constrained_diffusion.sampling import Sampler
 from constrained_diffusion.saved import CONFIG, WEIGHTS
 from constrained_diffusion.zoo import cards
+from constrained_diffusion.zoo.drawn import draw
 
 COUNT = 1000  #: seeds 0 .. 999
 SAMPLER = Sampler(steps=50, eta=1.0, spacing="linspace")  #: of the configs that start from the generator
@@ -35,16 +35,6 @@ def table(data_dir: str | None) -> PolymerDataModule:
     return PolymerDataModule(data_dir)
 
 
-@torch.no_grad()
-def draw(denoiser: PretrainedDenoiser, count: int, batch_size: int = 250) -> Tensor:
-    """Return the samples of seeds 0 .. count - 1, `(count, V, L)`, in [0, 1]."""
-    found, total = [], denoiser.noise_schedule.num_timesteps
-    for seeds in track(torch.arange(count).split(batch_size), description=f"{count} units, {SAMPLER.steps} steps"):
-        z = seeded_noise(seeds.tolist(), denoiser.sample_shape, SAMPLER, total)
-        found.append(denoiser.normalizer.denormalize(SAMPLER(denoiser.predict, denoiser.noise_schedule, z)))
-    return torch.cat(found)
-
-
 def generator(target: Path, export: Path, data_dir: str | None, count: int = COUNT) -> cards.Card:
     """Copy an exported generator to `target`, write what it was trained on, and measure it."""
     model = PretrainedDenoiser(str(export))  # refuses an export that is not whole, before anything is overwritten
@@ -53,14 +43,14 @@ def generator(target: Path, export: Path, data_dir: str | None, count: int = COU
     shutil.copytree(export, target, ignore=shutil.ignore_patterns("training.json"))
     Reference(data.vocabulary, [data.table.smiles[row] for row in data.split[0]]).save(target)
     started = time.perf_counter()
-    samples = draw(model, count)
+    samples = draw(model, SAMPLER, count)
     seconds = (time.perf_counter() - started) / count
     evaluation = PolymerEvaluation(str(target), judge=None)
     evaluation.update(samples)
     figures = {key: value for key, value in evaluation.compute()["metrics"].items() if value is not None}
     return cards.Card(
         name=target.name,
-        summary="A small transformer that writes repeat units of polymers as SMILES along their backbone, "
+        summary="A small transformer that writes repeat units of polymers along their backbone, in postfix notation, "
         f"(B, {model.sample_shape[0]}, {model.sample_shape[1]}) in [0, 1], one channel per token.",
         data=f"{DATA}: nine tenths of the units, spelt along their backbone; the other tenth is held out",
         data_licence=LICENCE,

@@ -56,7 +56,7 @@ def test_an_entry_holds_weights_statistics_and_a_card(
 def test_the_zoos_planner_plans_through_the_maze() -> None:
     model = PretrainedDenoiser("maze2d_planner")
     assert sum(p.numel() for p in model.parameters()) == cards.read(zoo.path("maze2d_planner"))["figures"]["parameters"]
-    plans = made.draw(model, 8)
+    plans = made.draw(model, made.QUALITY, 8)
     steps = points(plans)[:, 10:-10].diff(dim=1).norm(dim=-1)
     statistics = json.loads((zoo.path("maze2d_planner") / "statistics.json").read_text())
     assert steps.median() == pytest.approx(statistics["step_p50"], rel=0.2)
