@@ -32,7 +32,7 @@ class PolymerDataModule(DiffusionDataModule):
         task: "all" units; those of the "high" class alone (the upper 5.3 % of conductivities); or "conditional", where
             a token behind each unit names its class, and the high class is repeated until there are as many of either.
         coding: "one_hot", "analog_bits" or "ordinal" (PolyGen's); see `polymers.coding`.
-        notation: "smiles" or "postfix", in which any parentheses make a molecule; see `polymers.notation`.
+        notation: "smiles", "postfix" or "valence", in which any tokens make a molecule; see `polymers.notation`.
         spelling: "backbone", along which units are spelt anew (`polymers.spelling`), or "as_given" by the table.
         length: of a sample, in tokens; PolyGen's table needs 33 in postfix and 34 in SMILES, one more with a class;
             its own config has 64.
@@ -53,7 +53,7 @@ class PolymerDataModule(DiffusionDataModule):
         download: bool = False,
         task: Task = "all",
         coding: str = "one_hot",
-        notation: str = "postfix",
+        notation: str = "valence",
         spelling: Spelling = "backbone",
         length: int = 34,
         held_out: float = 0.1,

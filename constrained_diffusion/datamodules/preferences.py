@@ -27,14 +27,14 @@ class PreferenceDataModule(DiffusionDataModule):
 
     Args:
         pairs: a table of preferences (`preferences.pairs`). Without one they are *simulated* from the conductivities of
-            a table of polymers (`preferences.simulated`), half of whose units are kept for a judge (`polymers.parts`).
+            a table of polymers (`preferences.simulated`), a quarter of it is kept for a judge (`polymers.parts`).
         table: that table, or the folder of PolyGen's; the folder `polymers` below CONSTRAINED_DIFFUSION_DATA when not
             given, else `data/polymers`.
         count: simulated training pairs; a tenth as many are held out.
         beta: how sure simulated preferences are; the merit is the conductivity to this power.
         keep_contradictions: see `read_preferences`.
         tokens: the vocabulary without END; that of the molecules when not given. A generator's, to judge its samples.
-        notation: of the tokens, "smiles" or "postfix"; see `polymers.notation`.
+        notation: of the tokens; see `polymers.notation`.
         length: of a sequence, in tokens.
         held_out: share of the molecules that is kept for validation.
         split_seed: keys the split and the simulation.
@@ -54,7 +54,7 @@ class PreferenceDataModule(DiffusionDataModule):
         beta: float = 6.0,
         keep_contradictions: bool = False,
         tokens: list[str] | None = None,
-        notation: str = "postfix",
+        notation: str = "valence",
         length: int = 34,
         held_out: float = 0.1,
         split_seed: int = 0,

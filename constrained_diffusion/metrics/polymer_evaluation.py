@@ -19,6 +19,8 @@ from constrained_diffusion.polymers.drawing import unit_pictures
 from constrained_diffusion.polymers.judge import load_judge
 from constrained_diffusion.polymers.reference import Reference
 from constrained_diffusion.polymers.repeat_units import is_valid, require_rdkit
+from constrained_diffusion.polymers.smiles import Vocabulary
+from constrained_diffusion.polymers.spelling import along_backbone
 
 REWARD_BIN, JUDGE_BIN = 0.25, 0.05  #: widths of the bins of distributions, in nats and in decades
 SHARES = {"validity": "n", "uniqueness": "valid", "novelty": "distinct", "synthesizability": "clean"}  #: of how many
@@ -112,7 +114,9 @@ class PolymerEvaluation(Evaluation):
         | metric | what |
         |---|---|
         | validity_rate, .., similarity, diversity | the six figures; shares have an interval, `.._rate_95` |
+        | as_written_rate | share of all samples that are valid with no valence mended; see `polymers.notation` |
         | reward_mean, reward_sd | of the fitted reward over all samples, as drawn |
+        | respelt_reward_mean | of valid ones, spelt anew: what a reward finds in the molecule, not in its spelling |
         | judge_high_rate | share of all samples that the judge places in the high class |
         | judge_mean, judge_sd | of its predicted log10 conductivity, in S/cm, over valid samples |
         | reward_distribution, judge_distribution | of either; see `distribution` |
@@ -131,10 +135,15 @@ class PolymerEvaluation(Evaluation):
             share, count = figures[name], counts[of]
             metrics[f"{name}_rate"] = share
             metrics[f"{name}_rate_95"] = None if share is None else _interval(round(share * count), count)
+        good = [string for string in smiles if is_valid(string)]
+        if self.reference.vocabulary.notation == "valence":
+            plain = Vocabulary(self.reference.vocabulary.tokens[1:], "postfix").decode(numbers)
+            metrics["as_written_rate"] = sum(map(is_valid, plain)) / len(plain)
         if self.reward is not None:
             metrics |= {"reward_mean": float(merits.mean()), "reward_sd": float(merits.std(correction=0))}
             metrics["reward_distribution"] = distribution(merits, REWARD_BIN)
-        good = [string for string in smiles if is_valid(string)]
+            if good:
+                metrics["respelt_reward_mean"] = self._respelt_reward(good, numbers.shape[1])
         hits = len(good)
         if self.judge is not None:
             judged = self.judge.predict(good)
@@ -146,6 +155,18 @@ class PolymerEvaluation(Evaluation):
         n = len(smiles)
         violations = {"violation_rate": 1 - hits / n, "violation_upper_95": clopper_pearson_upper(n - hits, n), "n": n}
         return {**violations, "metrics": metrics}
+
+    @torch.no_grad()
+    def _respelt_reward(self, units: list[str], length: int) -> float | None:
+        """Return the mean reward of valid units, each spelt along its backbone, but for those that no tensor holds so."""
+        assert self.reward is not None
+        vocabulary = self.reference.vocabulary
+        spelt = [unit for unit in map(along_backbone, units) if vocabulary.fits(unit, length)]
+        if not spelt:
+            return None
+        clean = self.coding.encode(vocabulary.encode(spelt, length))
+        where = next(self.reward.parameters(), clean)
+        return float(self.reward(clean.to(where)).double().mean())
 
     def reset(self) -> None:
         """Forget all samples."""

@@ -3,8 +3,8 @@
 | part | share | seen by |
 |---|---|---|
 | held out | a tenth | nobody in training |
-| preferences | half of the rest | generator, preference model |
-| judge | the other half | generator, judge |
+| preferences | three quarters of the rest | generator, preference model |
+| judge | the other quarter | generator, judge |
 """
 
 from __future__ import annotations
@@ -30,9 +30,11 @@ def train_and_held_out(count: int, share: float, seed: int) -> tuple[list[int], 
 
 
 def preferences_and_judge(train: list[int]) -> tuple[list[int], list[int]]:
-    """Return the units that preferences are about, and those that the judge learns from; every other one each.
+    """Return the units that preferences are about, and those that the judge learns from, every fourth one.
 
     >>> preferences_and_judge([3, 5, 7, 8, 9])
-    ([3, 7, 9], [5, 8])
+    ([3, 7, 8, 9], [5])
     """
-    return train[::2], train[1::2]
+    judge = train[1::4]
+    chosen = set(judge)
+    return [row for row in train if row not in chosen], judge

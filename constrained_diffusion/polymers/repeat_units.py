@@ -51,8 +51,9 @@ def is_valid(smiles: str) -> bool:
     ends = [atom for atom in molecule.GetAtoms() if atom.GetSymbol() in symbols]
     if sorted(atom.GetSymbol() for atom in ends) != sorted(symbols):
         return False
-    bonds = [[bond.GetBondTypeAsDouble() for bond in atom.GetBonds()] for atom in ends]
-    return all(found == [1.0] for found in bonds)
+    # An oxygen of three bonds rdkit takes for one that coordinates to a metal, by a dative bond; an end is no metal.
+    bonds = [[str(bond.GetBondType()) for bond in atom.GetBonds()] for atom in ends]
+    return all(found == ["SINGLE"] for found in bonds)
 
 
 def canonical(smiles: str) -> str | None:

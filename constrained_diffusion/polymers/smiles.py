@@ -24,7 +24,7 @@ class Vocabulary:
 
     Args:
         tokens: without END, which gets the number 0.
-        notation: "smiles" or "postfix"; see `polymers.notation`.
+        notation: "smiles", "postfix" or "valence"; see `polymers.notation`.
 
     Raises:
         ValueError: a token is there twice, or is END, or there is no such notation.
@@ -45,6 +45,15 @@ class Vocabulary:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def fits(self, smiles: str, length: int) -> bool:
+        """Return whether `encode` takes a string: at most `length` tokens, all of the vocabulary.
+
+        Raises:
+            ValueError: part of it is no token.
+        """
+        tokens = self._read(smiles)
+        return len(tokens) <= length and self._numbers.keys() >= set(tokens)
 
     def encode(self, smiles: Sequence[str], length: int) -> Tensor:
         """Return the numbers of the tokens of each string, filled up with 0, `(B, length)`, int64.

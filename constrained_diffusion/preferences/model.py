@@ -25,7 +25,7 @@ class MeritCNN(nn.Module):
 
     Args:
         tokens: the vocabulary without END; see `Vocabulary`.
-        notation: of the tokens, "smiles" or "postfix"; see `polymers.notation`.
+        notation: of the tokens; see `polymers.notation`.
         width: channels.
         depth: residual convolutions.
         kernel: places that a convolution sees, odd.
@@ -42,7 +42,7 @@ class MeritCNN(nn.Module):
     def __init__(
         self,
         tokens: list[str],
-        notation: str = "postfix",
+        notation: str = "valence",
         width: int = 64,
         depth: int = 2,
         kernel: int = 5,

@@ -50,8 +50,8 @@ def generator(target: Path, export: Path, data_dir: str | None, count: int = COU
     figures = {key: value for key, value in evaluation.compute()["metrics"].items() if value is not None}
     return cards.Card(
         name=target.name,
-        summary="A small transformer that writes repeat units of polymers along their backbone, in postfix notation, "
-        f"(B, {model.sample_shape[0]}, {model.sample_shape[1]}) in [0, 1], one channel per token.",
+        summary="A small transformer that writes repeat units of polymers along their backbone, as postfix tokens read "
+        f"by valence, (B, {model.sample_shape[0]}, {model.sample_shape[1]}) in [0, 1], one channel per token.",
         data=f"{DATA}: nine tenths of the units, spelt along their backbone; the other tenth is held out",
         data_licence=LICENCE,
         command="lightning fit --config pretrain/polymer.yaml",
@@ -76,7 +76,7 @@ def preference(target: Path, export: Path, data_dir: str | None) -> cards.Card:
         shutil.copyfile(export / file, target / file)
     train, held_out = data.split
     figures: dict[str, float] = {"parameters": sum(p.numel() for p in model.parameters())}
-    for name, rows in (("held_out", held_out), ("judge_half", preferences_and_judge(train)[1])):
+    for name, rows in (("held_out", held_out), ("judge_part", preferences_and_judge(train)[1])):
         units = [data.table.smiles[row] for row in rows]
         clean = OneHot(len(model.vocabulary)).encode(model.vocabulary.encode(units, data.length))
         figures |= {f"{name}_{key}": value for key, value in pair_accuracy(
@@ -92,7 +92,7 @@ def preference(target: Path, export: Path, data_dir: str | None) -> cards.Card:
         notes=[
             "Nobody was asked: the preferences are drawn from simulated conductivities.",
             "Accuracies are of the true order of conductivities, over all pairs of units that it never saw: the "
-            "held-out tenth, and the half that the judge is fitted on.",
+            "held-out tenth, and the quarter that the judge is fitted on.",
         ],
     )
 
@@ -115,7 +115,7 @@ def pair_accuracy(merits: Tensor, conductivity: Tensor) -> dict[str, float]:
 
 
 def judge(target: Path, export: Path, data_dir: str | None) -> cards.Card:
-    """Fit the judge on its half of the training units, and measure it on the held-out ones; `export` is not needed."""
+    """Fit the judge on its quarter of the training units, and measure it on held-out ones; `export` is not needed."""
     data = table(data_dir)
     smiles, values = data.table.smiles, data.table.conductivity.log10()
     train, held_out = data.split
@@ -129,7 +129,7 @@ def judge(target: Path, export: Path, data_dir: str | None) -> cards.Card:
     return cards.Card(
         name=target.name,
         summary="The judge of polymers: kernel ridge regression of log10 conductivity on counts of substructures.",
-        data=f"{DATA}: the half of the training units that preferences are not about",
+        data=f"{DATA}: the quarter of the training units that preferences are not about",
         data_licence=LICENCE,
         command="python -m constrained_diffusion.zoo.build polymer_judge",
         training={"units": len(rows), "seconds": round(seconds)},

@@ -61,6 +61,45 @@ def test_any_tokens_are_a_string(tokens: list[str]) -> None:
     assert sorted(atoms) == sorted(token for token in tokens if token not in ")=")
 
 
+@settings(max_examples=500, deadline=None)
+@given(some.lists(some.sampled_from([*TOKENS, "#", "S", "[O-]", "[N+]", "[Au]"]), max_size=40))
+def test_any_tokens_are_a_molecule_by_valence(tokens: list[str]) -> None:
+    written = from_postfix(tokens, valences=True)
+    atoms = [token for token in tokens if token not in ("=", "#", ")")]
+    assert Chem.MolFromSmiles(written) is not None
+    assert bool(written) == bool(atoms)
+    assert "." not in written
+    assert [token for token in tokenize(written or "C") if token not in "()=#"][:1] == (atoms or ["C"])[:1]
+
+
+@pytest.mark.parametrize("smiles", [*UNITS, "CS(=O)(=O)C", "C[N+](C)(C)CC[O-]", "c1cc[nH]c1", "OP(=O)(O)OC#N"])
+def test_a_molecule_is_the_same_by_valence(smiles: str) -> None:
+    assert Chem.CanonSmiles(from_postfix(to_postfix(smiles), valences=True)) == Chem.CanonSmiles(smiles)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "smiles"),
+    [
+        ("C O C )", "COC"),  # behind the last atom a bracket changes nothing
+        ("C O C ) C", "CCOC"),  # the oxygen is full: the third carbon goes to the first
+        ("F = O C", "FOC"),  # fluorine has one bond, and then oxygen one more
+        ("F F C", "FF"),  # none is free, the rest is not read
+        ("C = = C", "C=C"),  # the last bond counts
+        ("C # N # N", "N#CN"),
+        ("N # N C", "N#N"),
+        ("C C =", "CC"),  # a bond to nothing
+        ("[Cu] O ) C", "[Cu]OC"),  # the bracket would leave none with a bond
+        (") ) C", "C"),
+        ("= C", "C"),
+        ("C 1 C C 1", "C1CC1"),
+        ("F C 1 C O 1 1", "FC1CO1"),
+    ],
+)
+def test_what_has_no_room_goes_elsewhere(tokens: str, smiles: str) -> None:
+    found = from_postfix(tokens.split(), valences=True)
+    assert found == smiles or Chem.CanonSmiles(found) == Chem.CanonSmiles(smiles)
+
+
 def test_a_long_chain_is_written() -> None:
     assert from_postfix(["C"] * 5000) == "C" * 5000
 
@@ -81,5 +120,5 @@ def test_other_strings_are_refused(smiles: str, message: str) -> None:
 
 
 def test_other_notations_are_refused() -> None:
-    with pytest.raises(ValueError, match="notation must be one of smiles, postfix, got 'inchi'"):
+    with pytest.raises(ValueError, match="notation must be one of smiles, postfix, valence, got 'inchi'"):
         notation("inchi")

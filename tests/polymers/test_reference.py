@@ -80,7 +80,7 @@ def test_missing_files_are_named(folder: Path) -> None:
         ('{"notation": "smiles", "tokens": ["C", 1]}', "should hold a notation and a list of tokens"),
         ('["C"]', "vocabulary.json' should hold a JSON object"),
         ('{"tokens": ["C", ', "vocabulary.json' is no valid JSON, perhaps truncated"),
-        ('{"tokens": ["C"]}', "notation must be one of smiles, postfix, got 'None'"),
+        ('{"tokens": ["C"]}', "notation must be one of smiles, postfix, valence, got 'None'"),
         ('{"notation": "smiles", "tokens": ["C", "C"]}', "expected each token of a vocabulary once"),
         ('{"notation": "postfix", "tokens": ["<end>"]}', "vocabulary once, and '<end>' not at all"),
     ],

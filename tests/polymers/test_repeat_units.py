@@ -26,6 +26,7 @@ ETHER = "COCC(CNCC(CF)OC(=O)[Au])O[Cu]"
         ("[Au]C.[Cu]C", False),  # two pieces
         ("CC(", False),  # unreadable
         ("C(C)(C)(C)(C)[Au]", False),  # five bonds on a carbon
+        ("[Cu]O(CC)CC[Au]", False),  # three on an oxygen, which rdkit takes for a dative one to a metal
         ("", False),
     ],
 )
