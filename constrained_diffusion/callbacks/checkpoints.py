@@ -79,7 +79,7 @@ class LastCheckpoint(Checkpoint):
     def _save(self, trainer: Trainer, due: bool) -> None:
         told = self._agreed(trainer)
         if (due or told) and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            trainer.save_checkpoint(Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt")
+            trainer.save_checkpoint(Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt", weights_only=False)
             self._due = False
         if told:
             number = self.told.received or signal.SIGTERM  # it may have come to another rank

@@ -23,6 +23,7 @@ from constrained_diffusion.polymers.smiles import Vocabulary
 from constrained_diffusion.polymers.spelling import along_backbone
 
 REWARD_BIN, JUDGE_BIN = 0.25, 0.05  #: widths of the bins of distributions, in nats and in decades
+MOST_BINS = 200  #: of one distribution
 SHARES = {"validity": "n", "uniqueness": "valid", "novelty": "distinct", "synthesizability": "clean"}  #: of how many
 
 
@@ -158,7 +159,7 @@ class PolymerEvaluation(Evaluation):
 
     @torch.no_grad()
     def _respelt_reward(self, units: list[str], length: int) -> float | None:
-        """Return the mean reward of valid units, each spelt along its backbone, but for those that no tensor holds so."""
+        """Return the mean reward of valid units, spelt along their backbone; None where no tensor holds any."""
         assert self.reward is not None
         vocabulary = self.reference.vocabulary
         spelt = [unit for unit in map(along_backbone, units) if vocabulary.fits(unit, length)]
@@ -196,9 +197,13 @@ class PolymerEvaluation(Evaluation):
 def distribution(values: Tensor, width: float) -> dict[str, list[float]]:
     """Return a histogram of `values` `(n,)`, n >= 1: the middles of its bins, and the share of values in each.
 
+    The bins are `width` wide, or as often twice that as it takes for a picture to show them.
+
     >>> distribution(torch.tensor([0.1, 0.2, 1.3]), 0.5)
     {'x': [0.25, 0.75, 1.25], 'share': [0.6666666666666666, 0.0, 0.3333333333333333]}
     """
+    while (values.max() - values.min()) / width > MOST_BINS:
+        width *= 2
     bins = (values.double() / width).floor().long()
     shares = (bins - bins.min()).bincount().double() / len(values)
     return {"x": [(int(bins.min()) + i + 0.5) * width for i in range(len(shares))], "share": shares.tolist()}

@@ -14,13 +14,14 @@ import csv
 import hashlib
 import math
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from constrained_diffusion.polymers.repeat_units import is_valid
+from constrained_diffusion.polymers.repeat_units import canonical, is_valid
 
 NAME = "PolyGen-train-set-from-HTP-MD.csv"
 URL = f"https://raw.githubusercontent.com/TRI-AMDD/PolyGen/ace75619494cce660aa5520bb73bff881917153a/{NAME}"
@@ -31,7 +32,7 @@ COLUMNS = ("mol_smiles", "conductivity")
 class Table(NamedTuple):
     """Distinct repeat units, in the order of the file."""
 
-    smiles: list[str]
+    smiles: list[str]  #: as the file spells them first
     conductivity: Tensor  #: `(n,)`, float64, in S/cm, or 0 and 1 where the file holds classes
     skipped: int  #: rows that are no repeat unit
     repeated: int  #: rows that stand in the file once more
@@ -52,16 +53,10 @@ def read_table(path: Path, skip_invalid: bool = False) -> Table:
     """
     if not path.is_file():
         raise FileNotFoundError(f"expected a table of polymers at '{path}', found none; set the path, or download it.")
-    text = path.read_text(encoding="utf-8", errors="replace")
-    rows = csv.DictReader(text.splitlines(), delimiter="\t" if "\t" in text.partition("\n")[0] else ",")
-    if not set(COLUMNS) <= set(rows.fieldnames or []):
-        raise ValueError(
-            f"'{path}' expects the columns {' and '.join(COLUMNS)}, got {', '.join(rows.fieldnames or [])}."
-        )
-    found: dict[str, float] = {}
+    found: dict[str, tuple[str, float]] = {}  # by what all spellings of a unit share
     skipped = repeated = 0
-    for row in rows:
-        smiles, where = row["mol_smiles"] or "", f"line {rows.line_num} of '{path}'"
+    for line, row in _rows(path):
+        smiles, where = row["mol_smiles"] or "", f"line {line} of '{path}'"
         if not is_valid(smiles):
             if not skip_invalid:
                 raise ValueError(
@@ -71,10 +66,27 @@ def read_table(path: Path, skip_invalid: bool = False) -> Table:
             skipped += 1
             continue
         value = _number(row["conductivity"], where)
-        if found.setdefault(smiles, value) != value:
-            raise ValueError(f"{where} says {value:g} of '{smiles}', but an earlier line says {found[smiles]:g}.")
+        _, before = found.setdefault(canonical(smiles) or smiles, (smiles, value))
+        if before != value:
+            raise ValueError(f"{where} says {value:g} of '{smiles}', but an earlier line says {before:g}.")
         repeated += 1
-    return Table(list(found), torch.tensor(list(found.values()), dtype=torch.float64), skipped, repeated - len(found))
+    units, values = [unit for unit, _ in found.values()], [value for _, value in found.values()]
+    return Table(units, torch.tensor(values, dtype=torch.float64), skipped, repeated - len(found))
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, str | None]]]:
+    """Yield each row with the number of its line; the columns are checked."""
+    text = path.read_text(encoding="utf-8-sig", errors="replace")  # with a byte-order mark, as spreadsheets write
+    rows = csv.DictReader(text.splitlines(), delimiter="\t" if "\t" in text.partition("\n")[0] else ",")
+    try:
+        if not set(COLUMNS) <= set(rows.fieldnames or []):
+            raise ValueError(
+                f"'{path}' expects the columns {' and '.join(COLUMNS)}, got {', '.join(rows.fieldnames or [])}."
+            )
+        for row in rows:
+            yield rows.line_num, row
+    except csv.Error as error:
+        raise ValueError(f"'{path}' expects a table, comma- or tab-separated, but {error}.") from error
 
 
 def fetch(folder: Path, url: str = URL, sha256: str = SHA256) -> Path:

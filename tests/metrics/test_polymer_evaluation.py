@@ -180,6 +180,37 @@ def test_a_reward_of_another_language_is_refused(folder: Path) -> None:
         evaluation(folder).bind([merit(notation="postfix")])
 
 
+def test_valences_that_were_mended_are_counted(tmp_path: Path) -> None:
+    """The second has three bonds on its oxygen: read by valence a unit, as written none."""
+    vocabulary = Vocabulary([token for token in TOKENS if token != "("], "valence")
+    Reference(vocabulary, UNITS).save(tmp_path)
+    measured = evaluation(tmp_path, judged=False)
+    numbers = vocabulary.encode(["[Cu]CCO[Au]", "[Cu]CO(C)C[Au]", "C"], LENGTH)
+    measured.update(coding("one_hot", len(vocabulary)).encode(numbers))
+    metrics = measured.compute()["metrics"]
+    assert (metrics["validity_rate"], metrics["as_written_rate"]) == (2 / 3, 1 / 3)
+
+
+def test_a_reward_is_asked_of_molecules_too(folder: Path) -> None:
+    """Spelt along the backbone, the first and the second are one unit; what is invalid is left out."""
+    measured, constraint = evaluation(folder), merit()
+    measured.bind([constraint])
+    assert not any(name.startswith("as_written") for name in measured_metrics(measured, SAMPLES))
+    metrics = measured_metrics(measured, SAMPLES[1:3])
+    with torch.no_grad():
+        expected = -constraint(samples(["[Cu]CCN[Au]", "[Cu]CCN[Au]"])).double().mean()
+    assert metrics["respelt_reward_mean"] == pytest.approx(float(expected), rel=1e-5)
+    assert metrics["reward_mean"] != pytest.approx(float(expected), rel=1e-5)
+    assert "respelt_reward_mean" not in measured_metrics(measured, SAMPLES[4:])
+
+
+def measured_metrics(measured: PolymerEvaluation, strings: list[str]) -> dict[str, Any]:
+    measured.reset()
+    measured.update(samples(strings))
+    found: dict[str, Any] = measured.compute()["metrics"]
+    return found
+
+
 def test_every_sample_has_a_picture(folder: Path) -> None:
     measured, broken = evaluation(folder, judged=False), samples().clone()
     broken[0, 0, 3] = torch.nan
@@ -197,6 +228,9 @@ def test_distributions_are_numpys_histograms(folder: Path) -> None:
     edges = [x - 0.125 for x in found["x"]] + [found["x"][-1] + 0.125]
     expected, _ = np.histogram(values.numpy(), edges)
     np.testing.assert_allclose(found["share"], expected / 500)
+    far = distribution(torch.tensor([0.0, 1e6]), 0.25)
+    assert 100 <= len(far["x"]) <= 202
+    assert far["share"][0] == far["share"][-1] == 0.5
     assert sum(found["share"]) == pytest.approx(1)
     assert found["share"][0] > 0 < found["share"][-1]
     measured = evaluation(folder)

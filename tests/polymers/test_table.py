@@ -31,6 +31,25 @@ def test_rows_are_read_once_each(tmp_path: Path) -> None:
     assert read_table(tabs).conductivity.tolist() == [1.0]
 
 
+def test_two_spellings_are_one_unit(tmp_path: Path) -> None:
+    found = read_table(write(tmp_path, "5,1,[Au]CCO[Cu],1e-5", "6,2,[Cu]OCC[Au],1e-5"))
+    assert (found.smiles, found.repeated) == (["[Au]CCO[Cu]"], 1)
+    with pytest.raises(ValueError, match=r"line 3 of '.*' says 2 of '\[Cu\]OCC\[Au\]', but an earlier line says 1"):
+        read_table(write(tmp_path, "5,1,[Au]CCO[Cu],1", "6,2,[Cu]OCC[Au],2"))
+
+
+def test_a_byte_order_mark_is_no_part_of_a_column(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text("mol_smiles,conductivity\n[Au]CCO[Cu],1\n", encoding="utf-8-sig")
+    assert read_table(path).smiles == ["[Au]CCO[Cu]"]
+
+
+def test_what_is_no_table_is_told(tmp_path: Path) -> None:
+    path = write(tmp_path, f"5,1,{'C' * 200_000},1")
+    with pytest.raises(ValueError, match=r"expects a table, comma- or tab-separated, but field larger than"):
+        read_table(path)
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

@@ -1,0 +1,108 @@
+"""Fit and test `polymer.yaml` from several seeds in the commands that users type, and print the pooled table.
+
+    python benchmarks/polymer_preferred.py [--config polymer.yaml] [--seeds 0 1 2 3 4] [--n 1000] [--delta 0.6]
+        [--runs runs/benchmark]
+
+A seed has a training set, an order, noise and test samples of its own. Shares are pooled over seeds with exact 95 %
+intervals, the ratio of two shares has Katz' (1978, Biometrics 34) by its logarithm, and means are of the seeds' means.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import yaml
+from commands import fit_and_test
+
+from constrained_diffusion.metrics.proportion import clopper_pearson_interval
+from constrained_diffusion.runs import find_config
+
+SAMPLES_APART = 10_000  #: of the first seeds of two training sets
+SIDES = ("before", "after")
+MEANS = ("reward_mean", "respelt_reward_mean", "reward_sd", "judge_mean", "diversity", "similarity", "as_written_rate")
+
+
+def fit(config: dict[str, Any], seed: int, given: argparse.Namespace) -> dict[str, Any]:
+    """Fit and test one seed in processes of their own; return its results."""
+    model, data = config["model"]["init_args"], config["data"]["init_args"]
+    config["seed_everything"] = model["seed"] = data["seed"] = seed
+    data |= {"test_samples": given.n, "first_eval_seed": seed * given.n}
+    data["first_seed"] = 1_000_000 + SAMPLES_APART * seed
+    if given.delta is not None:
+        model["constraints"]["init_args"]["threshold"] = given.delta
+    delta = model["constraints"]["init_args"]["threshold"]
+    return fit_and_test(config, f"preferred_{delta:g}_{seed}", given.runs.absolute())
+
+
+def hits(results: list[dict[str, Any]], side: str) -> dict[str, tuple[int, int]]:
+    """Return of how many samples of all seeds each share holds, and of how many it is."""
+    pooled: dict[str, tuple[int, int]] = {}
+    for result in results:
+        metrics, n = result[side]["metrics"], result[side]["n"]
+        valid = round(metrics["validity_rate"] * n)
+        distinct = round(metrics["uniqueness_rate"] * valid)
+        found = {
+            "validity": (valid, n),
+            "uniqueness": (distinct, valid),
+            "novelty": (round(metrics["novelty_rate"] * distinct), distinct),
+            "judge: high class": (round(metrics["judge_high_rate"] * n), n),
+        }
+        pooled = {name: tuple(map(sum, zip(pooled.get(name, (0, 0)), found[name], strict=True))) for name in found}  # type: ignore[misc]
+    return pooled
+
+
+def ratio(after: tuple[int, int], before: tuple[int, int]) -> str:
+    """Write the ratio of two shares, hits of n, with its interval."""
+    (a, n), (b, m) = after, before
+    if not a or not b:
+        return "no ratio: a share is 0"
+    value, spread = (a / n) / (b / m), 1.96 * math.sqrt(1 / a - 1 / n + 1 / b - 1 / m)
+    return f"{value:.1f} [{value * math.exp(-spread):.1f}, {value * math.exp(spread):.1f}]"
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Return the pooled table."""
+    lines = ["| figure | pretrained | after |", "|---|---|---|"]
+    shares = {side: hits(results, side) for side in SIDES}
+    for name in shares["before"]:
+        cells = []
+        for side in SIDES:
+            found, n = shares[side][name]
+            low, high = clopper_pearson_interval(found, n)
+            cells.append(f"{found / n:.1%} [{low:.1%}, {high:.1%}]")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    for name in MEANS:
+        values = [fmean(result[side]["metrics"][name] for result in results) for side in SIDES]
+        lines.append(f"| {name} | {values[0]:.3f} | {values[1]:.3f} |")
+    seconds = ", ".join(f"{result['command_seconds']:.0f}" for result in results)
+    times = ratio(*(shares[side]["judge: high class"] for side in ("after", "before")))
+    return "\n".join([*lines, f"\nratio of the high class: {times}", f"fit, seconds: {seconds}"])
+
+
+def main() -> None:
+    """Run the seeds one after the other and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="polymer.yaml")
+    parser.add_argument("--seeds", type=int, nargs="*", default=list(range(5)))
+    parser.add_argument("--n", type=int, default=1000)
+    parser.add_argument("--delta", type=float, help="threshold of s_BT; that of the config when not given")
+    parser.add_argument("--runs", type=Path, default=Path("runs/benchmark"))
+    parser.add_argument("--json", type=Path, help="where to keep every run's results")
+    given = parser.parse_args()
+    results: list[dict[str, Any]] = []
+    for seed in given.seeds:
+        results.append(fit(yaml.safe_load(find_config(given.config).read_text()), seed, given))
+        after = results[-1]["after"]["metrics"]
+        print(f"seed {seed}: {results[-1]['status']}, s_BT {after['reward_mean']:.2f}", flush=True)
+        if given.json:
+            given.json.write_text(json.dumps(results, indent=2) + "\n")
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
