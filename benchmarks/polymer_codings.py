@@ -104,7 +104,7 @@ def measured(row: str, data_dir: str, steps: int, n: int) -> dict[str, Any]:
     """Train one row and return its figures."""
     diffusion, module, seconds = trained(row, data_dir, steps)
     numbers = coding(module.coding, len(module.vocabulary)).decode(samples(diffusion, n))
-    known = {canonical(module.table.smiles[unit]) for unit in module.split[0]}
+    known = {str(canonical(module.table.smiles[unit])) for unit in module.split[0]}
     written = module.vocabulary.decode(numbers)
     by_valence = Vocabulary(module.vocabulary.tokens[1:], "valence").decode(numbers)
     postfix = module.notation == "postfix"

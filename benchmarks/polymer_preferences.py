@@ -33,11 +33,12 @@ def fitted_on_values(like: MeritCNN, clean: Tensor, values: Tensor, epochs: int)
     model, noise = MeritCNN(**like.settings), KeyedTokenNoise(share=0.3, most=0.6)
     wanted = (values - values.mean()) / values.std()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.3)
-    steps = epochs * (len(clean) // BATCH)
-    schedule = WarmupStableDecay(optimizer, steps, 50, steps - 60)
+    batch = min(BATCH, len(clean))
+    steps = epochs * (len(clean) // batch)
+    schedule = WarmupStableDecay(optimizer, steps, steps // 20, steps - steps // 20)
     step = 0
     for _ in range(epochs):
-        for rows in torch.randperm(len(clean))[: len(clean) // BATCH * BATCH].split(BATCH):
+        for rows in torch.randperm(len(clean))[: len(clean) // batch * batch].split(batch):
             keys = [(0, step, row) for row in range(len(rows))]
             loss = nn.functional.mse_loss(model(noise(clean[rows, None], keys))[:, 0], wanted[rows])
             optimizer.zero_grad()

@@ -1,23 +1,23 @@
 """Fit and test `polymer.yaml` from several seeds in the commands that users type, and print the pooled table.
 
-    python benchmarks/polymer_preferred.py [--config polymer.yaml] [--seeds 0 1 2 3 4] [--n 1000] [--delta 0.6]
+    python benchmarks/polymer_preferred.py [--config polymer.yaml] [--seeds 0 1 2 3 4] [--n 1000] [--delta 1.0]
         [--runs runs/benchmark]
 
 A seed has a training set, an order, noise and test samples of its own. Shares are pooled over seeds with exact 95 %
-intervals, the ratio of two shares has Katz' (1978, Biometrics 34) by its logarithm, and means are of the seeds' means.
+intervals, the ratio of two shares has scipy's, and means are of the seeds' means.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import yaml
 from commands import fit_and_test
+from scipy.stats.contingency import relative_risk
 
 from constrained_diffusion.metrics.proportion import clopper_pearson_interval
 from constrained_diffusion.runs import find_config
@@ -61,8 +61,9 @@ def ratio(after: tuple[int, int], before: tuple[int, int]) -> str:
     (a, n), (b, m) = after, before
     if not a or not b:
         return "no ratio: a share is 0"
-    value, spread = (a / n) / (b / m), 1.96 * math.sqrt(1 / a - 1 / n + 1 / b - 1 / m)
-    return f"{value:.1f} [{value * math.exp(-spread):.1f}, {value * math.exp(spread):.1f}]"
+    risk = relative_risk(a, n, b, m)
+    low, high = risk.confidence_interval(0.95)
+    return f"{risk.relative_risk:.1f} [{low:.1f}, {high:.1f}]"
 
 
 def table(results: list[dict[str, Any]]) -> str:

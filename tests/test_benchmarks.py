@@ -90,3 +90,76 @@ def test_the_zones_of_several_seeds_are_pooled(monkeypatch: pytest.MonkeyPatch) 
     assert "| plans with a point in a zone | 40.00% [" in printed
     assert "| 1.00% [0.03%, 5.45%], bound 4.66% |" in printed
     assert "fit, whole command, seconds: 100, 100" in printed
+
+
+def test_polymers_of_several_seeds_are_pooled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand: 10 samples of each of two seeds."""
+    pytest.importorskip("scipy")
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    program = runpy.run_path(str(BENCHMARKS / "polymer_preferred.py"))
+    others = dict.fromkeys(program["MEANS"], 0.5)
+
+    def side(valid: float, unique: float, new: float, high: float) -> dict[str, Any]:
+        rates = {"validity_rate": valid, "uniqueness_rate": unique, "novelty_rate": new, "judge_high_rate": high}
+        return {"n": 10, "metrics": {**others, **rates}}
+
+    results = [
+        {"before": side(0.8, 0.5, 1.0, 0.1), "after": side(1.0, 1.0, 0.9, 0.6), "command_seconds": 3.0},
+        {"before": side(0.6, 1.0, 0.5, 0.2), "after": side(1.0, 0.9, 1.0, 0.3), "command_seconds": 4.0},
+    ]
+    assert program["hits"](results, "before") == {
+        "validity": (14, 20), "uniqueness": (10, 14), "novelty": (7, 10), "judge: high class": (3, 20)
+    }  # fmt: skip
+    printed = program["table"](results)
+    assert "| validity | 70.0% [45.7%, 88.1%] | 100.0% [83.2%, 100.0%] |" in printed
+    assert "ratio of the high class: 3.0 [" in printed
+    assert "fit, seconds: 3, 4" in printed
+
+
+@pytest.fixture
+def units(tmp_path: Path) -> Path:
+    """A folder with a table of 80 repeat units, whose conductivity rises with their length."""
+    rows = [f"{'[Cu]' + kind * n}COC(=O)[Au],{10 ** (n / 4 - 7)}" for n in range(1, 6) for kind in KINDS]
+    (tmp_path / "PolyGen-train-set-from-HTP-MD.csv").write_text("mol_smiles,conductivity\n" + "\n".join(rows) + "\n")
+    return tmp_path
+
+
+KINDS = [
+    "C",
+    "CO",
+    "CN",
+    "C(F)C",
+    "C(C)O",
+    "C(=O)C",
+    "CS",
+    "C(Cl)C",
+    "CC(N)",
+    "CC(O)",
+    "NC",
+    "C=C",
+    "CCO",
+    "CCN",
+    "CCS",
+    "CCCO",
+]
+
+
+def test_the_codings_of_polymers_with_two_steps(run_program: Any, units: Path) -> None:
+    pytest.importorskip("denoising_diffusion_pytorch", reason="the extra `polygen` is not installed")
+    file = units / "table.json"
+    rows = ["ordinal", "one-hot, the zoo's network"]
+    settings = ["--data_dir", units, "--steps", "2", "--n", "4", "--json", file]
+    printed = run_program(BENCHMARKS / "polymer_codings.py", *settings, "--rows", *rows)
+    found = json.loads(file.read_text())
+    assert [row["row"] for row in found] == rows
+    for row in found:
+        assert 0 <= row["valid_as_written"] <= 4
+        assert row["new"] <= row["distinct"] <= row["valid_by_valence"] <= 4
+        assert f"| {row['row']} | {row['parameters']:,} |" in printed
+
+
+def test_preferences_beside_exact_values_with_one_epoch(run_program: Any, units: Path) -> None:
+    printed = run_program(BENCHMARKS / "polymer_preferences.py", "--data_dir", units, "--epochs", "2")
+    assert "54 units to learn from" in printed
+    for row in ("simulated preferences", "the same network, exact values", "kernel ridge, exact values"):
+        assert f"| {row} | " in printed
