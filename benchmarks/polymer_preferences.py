@@ -1,7 +1,7 @@
 """How well preferences order units that nobody showed them, beside what exact conductivities allow.
 
     python benchmarks/polymer_preferences.py --data_dir <folder with PolyGen's table> [--model polymer_preference]
-        [--epochs 20]
+        [--epochs 50]
 
 Rows: the preference model; the same network fitted on exact log conductivities of the same units, by squared error; and
 kernel ridge regression on the same. Columns: the held-out tenth, the judge's quarter, and all of these units together.
@@ -80,7 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", required=True)
     parser.add_argument("--model", default="polymer_preference", help="a zoo name or an export")
-    parser.add_argument("--epochs", type=int, default=20, help="of the fit on exact values")
+    parser.add_argument("--epochs", type=int, default=50, help="of the fit on exact values")
     given = parser.parse_args()
     data, model = table(given.data_dir), load_merits(given.model)
     train, held_out = data.split

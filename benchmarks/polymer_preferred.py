@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from math import nan
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -45,11 +46,11 @@ def hits(results: list[dict[str, Any]], side: str) -> dict[str, tuple[int, int]]
     for result in results:
         metrics, n = result[side]["metrics"], result[side]["n"]
         valid = round(metrics["validity_rate"] * n)
-        distinct = round(metrics["uniqueness_rate"] * valid)
+        distinct = round((metrics["uniqueness_rate"] or 0) * valid)
         found = {
             "validity": (valid, n),
             "uniqueness": (distinct, valid),
-            "novelty": (round(metrics["novelty_rate"] * distinct), distinct),
+            "novelty": (round((metrics["novelty_rate"] or 0) * distinct), distinct),
             "judge: high class": (round(metrics["judge_high_rate"] * n), n),
         }
         pooled = {name: tuple(map(sum, zip(pooled.get(name, (0, 0)), found[name], strict=True))) for name in found}  # type: ignore[misc]
@@ -74,12 +75,13 @@ def table(results: list[dict[str, Any]]) -> str:
         cells = []
         for side in SIDES:
             found, n = shares[side][name]
-            low, high = clopper_pearson_interval(found, n)
-            cells.append(f"{found / n:.1%} [{low:.1%}, {high:.1%}]")
+            low, high = clopper_pearson_interval(found, max(n, 1))
+            cells.append(f"{found / n:.1%} [{low:.1%}, {high:.1%}]" if n else "-")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     for name in MEANS:
-        values = [fmean(result[side]["metrics"][name] for result in results) for side in SIDES]
-        lines.append(f"| {name} | {values[0]:.3f} | {values[1]:.3f} |")
+        values = [[result[side]["metrics"].get(name) for result in results] for side in SIDES]
+        means = [fmean(kept) if (kept := [value for value in found if value is not None]) else nan for found in values]
+        lines.append(f"| {name} | {means[0]:.3f} | {means[1]:.3f} |")
     seconds = ", ".join(f"{result['command_seconds']:.0f}" for result in results)
     times = ratio(*(shares[side]["judge: high class"] for side in ("after", "before")))
     return "\n".join([*lines, f"\nratio of the high class: {times}", f"fit, seconds: {seconds}"])

@@ -10,13 +10,13 @@ from typing import Any, Literal, get_args
 from constrained_diffusion.datamodules.base import DiffusionDataModule, TensorRows
 from constrained_diffusion.polymers.coding import coding
 from constrained_diffusion.polymers.parts import train_and_held_out
-from constrained_diffusion.polymers.smiles import Vocabulary
+from constrained_diffusion.polymers.repeat_units import canonical
+from constrained_diffusion.polymers.smiles import LABELS, Vocabulary
 from constrained_diffusion.polymers.spelling import along_backbone
 from constrained_diffusion.polymers.table import NAME, Table, fetch, high_threshold, read_table
 
 Task = Literal["all", "high", "conditional"]
 Spelling = Literal["backbone", "as_given"]
-LABELS = ("[Ac]", "[Ag]")  #: PolyGen's tokens of the low and of the high class
 
 
 class PolymerDataModule(DiffusionDataModule):
@@ -108,7 +108,12 @@ class PolymerDataModule(DiffusionDataModule):
         if self.task == "conditional":
             high = [row for row in train if self._high[row]]
             low = [row for row in train if not self._high[row]]
-            train = low + (high * -(-len(low) // max(len(high), 1)))[: len(low)]
+            if not high or not low:
+                raise ValueError(
+                    f"the task 'conditional' expects units of both classes, but '{self.path}' leaves {len(low)} of the "
+                    f"low and {len(high)} of the high one to train on; give a larger table, or the task 'all'."
+                )
+            train = low + (high * -(-len(low) // len(high)))[: len(low)]
         return self._rows(train), self._rows(held_out)
 
     @cached_property
@@ -116,7 +121,13 @@ class PolymerDataModule(DiffusionDataModule):
         return (self.table.conductivity >= high_threshold(self.table.conductivity)).tolist()
 
     def _rows(self, rows: list[int]) -> TensorRows:
-        smiles = [self.table.smiles[row] for row in rows]
-        if self.task == "conditional":
-            smiles = [string + LABELS[self._high[row]] for string, row in zip(smiles, rows, strict=True)]
-        return TensorRows(coding(self.coding, len(self.vocabulary)).encode(self.vocabulary.encode(smiles, self.length)))
+        units = [self.table.smiles[row] for row in rows]
+        written = [unit + LABELS[self._high[row]] for unit, row in zip(units, rows, strict=True)]
+        numbers = self.vocabulary.encode(written if self.task == "conditional" else units, self.length)
+        for unit, read in zip(units, self.vocabulary.decode(numbers), strict=True):
+            if canonical(read) != canonical(unit):
+                raise ValueError(
+                    f"'{unit}' of '{self.path}' is another molecule in the notation '{self.notation}', '{read}'; leave "
+                    "the row out, or take the notation 'postfix', which allows any valence."
+                )
+        return TensorRows(coding(self.coding, len(self.vocabulary)).encode(numbers))

@@ -104,6 +104,15 @@ class PreferenceDataModule(DiffusionDataModule):
         units = (along_backbone(smiles) for told in self.preferences for smiles in told.smiles)
         return Vocabulary.of(units, self.notation)
 
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        read = getattr(getattr(getattr(self.trainer, "lightning_module", None), "network", None), "vocabulary", None)
+        if read is not None and not self.vocabulary.same_tokens(read):
+            raise ValueError(
+                f"the network reads {read.notation} with the tokens {' '.join(read.tokens[1:])}, but the data has "
+                f"{self.notation} with {' '.join(self.vocabulary.tokens[1:])}; give both the same, in the same order."
+            )
+
     def build(self) -> tuple[TensorRows, TensorRows]:
         train, held_out = self.preferences
         return self._rows(train), self._rows(held_out)

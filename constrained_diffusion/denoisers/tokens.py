@@ -13,6 +13,8 @@ each place speaks for itself, an error of F does no harm.
 
 from __future__ import annotations
 
+from typing import Any, Self
+
 import torch
 from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -20,6 +22,7 @@ from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 
 from constrained_diffusion.denoisers.schedule import DiffusersSchedule
+from constrained_diffusion.precision import never_half
 
 
 class TokenTransformer(ModelMixin, ConfigMixin):
@@ -62,10 +65,16 @@ class TokenTransformer(ModelMixin, ConfigMixin):
         schedule = DiffusersSchedule({"num_train_timesteps": num_train_timesteps, "beta_schedule": beta_schedule})
         self.register_buffer("alphas_cumprod", schedule.alphas_cumprod)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        alphas = self.alphas_cumprod
+        super()._apply(fn, recurse)  # type: ignore[misc]
+        self.alphas_cumprod = never_half(fn)(alphas)  # whose difference from 1 half precision would round away
+        return self
+
     def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
         """Return the clean sample expected for `sample` `(B, V, L)` at `timestep` `(B,)`; shape of `sample`."""
-        abar = self.alphas_cumprod[timestep][:, None, None].to(sample.dtype)
-        evidence = 2 * abar.sqrt() * sample / (1 - abar)
+        abar = self.alphas_cumprod[timestep][:, None, None]
+        evidence = (2 * abar.sqrt() * sample / (1 - abar)).to(sample.dtype)
         seen = torch.cat([sample, 2 * evidence.softmax(1) - 1], dim=1)
         level = self.level(get_timestep_embedding(timestep, self.width).to(sample.dtype))
         hidden = self.layers(self.into(seen).mT + self.place + level[:, None])

@@ -87,7 +87,7 @@ class PolymerEvaluation(Evaluation):
         found = [getattr(constraint, "reward", None) for constraint in constraints]
         self.reward = next((reward for reward in found if isinstance(reward, Reward)), None)
         read, written = getattr(getattr(self.reward, "model", None), "vocabulary", None), self.reference.vocabulary
-        if read is not None and (read.notation, read.tokens) != (written.notation, written.tokens):
+        if read is not None and not written.same_tokens(read):
             raise ValueError(
                 f"the preference model reads {read.notation} with the tokens {' '.join(read.tokens[1:])}, but the "
                 f"generator writes {written.notation} with {' '.join(written.tokens[1:])}; train it with these."
@@ -99,8 +99,14 @@ class PolymerEvaluation(Evaluation):
         """Judge one batch of samples `(B, C, L)`, in [0, 1].
 
         Raises:
-            ValueError: some are not finite.
+            ValueError: they have another number of channels than the coding, or some are not finite.
         """
+        if clean.ndim != 3 or clean.shape[1] != self.coding.channels:
+            raise ValueError(
+                f"PolymerEvaluation expects samples (B, {self.coding.channels}, L), one value per channel of its "
+                f"coding and the reference's vocabulary, got the shape {tuple(clean.shape)}; set its coding and reference to "
+                "those of the generator."
+            )
         if not bool(clean.isfinite().all()):
             raise ValueError(
                 "an evaluation expects finite samples, got NaN or infinity; the model has diverged, so lower the "

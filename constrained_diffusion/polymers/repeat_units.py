@@ -49,7 +49,9 @@ def is_valid(smiles: str) -> bool:
         return False
     symbols = [end.strip("[]") for end in ENDS]
     ends = [atom for atom in molecule.GetAtoms() if atom.GetSymbol() in symbols]
-    if sorted(atom.GetSymbol() for atom in ends) != sorted(symbols):
+    if sorted(atom.GetSymbol() for atom in ends) != sorted(symbols) or any(atom.GetFormalCharge() for atom in ends):
+        return False
+    if any(atom.GetAtomicNum() == 0 for atom in molecule.GetAtoms()):  # "*", which is no element
         return False
     # An oxygen of three bonds rdkit takes for one that coordinates to a metal, by a dative bond; an end is no metal.
     bonds = [[str(bond.GetBondType()) for bond in atom.GetBonds()] for atom in ends]

@@ -17,6 +17,7 @@ from torch import Tensor
 from constrained_diffusion.polymers.notation import notation as named_notation
 
 END = "<end>"
+LABELS = ("[Ac]", "[Ag]")  #: PolyGen's tokens behind a unit, of the low and of the high class
 
 
 class Vocabulary:
@@ -45,6 +46,10 @@ class Vocabulary:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def same_tokens(self, other: Vocabulary) -> bool:
+        """Return whether a molecule has the same numbers in the other vocabulary; "postfix" and "valence" agree."""
+        return self.tokens == other.tokens and self._read is other._read
 
     def fits(self, smiles: str, length: int) -> bool:
         """Return whether `encode` takes a string: at most `length` tokens, all of the vocabulary.
@@ -79,9 +84,12 @@ class Vocabulary:
         return rows
 
     def decode(self, numbers: Tensor) -> list[str]:
-        """Return the strings of numbers `(B, length)`, each up to its first END; they need not be valid."""
-        found = []
+        """Return the strings of numbers `(B, length)`, each up to its first END; they need not be valid.
+
+        LABELS, which name a class and are no atoms, are left out.
+        """
+        found, labels = [], {self._numbers.get(label) for label in LABELS}
         for row in numbers.tolist():
             end = row.index(0) if 0 in row else len(row)
-            found.append(self._write([self.tokens[number] for number in row[:end]]))
+            found.append(self._write([self.tokens[number] for number in row[:end] if number not in labels]))
         return found

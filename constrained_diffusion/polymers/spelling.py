@@ -8,7 +8,7 @@ may stand in parentheses still.)
 
 from __future__ import annotations
 
-from constrained_diffusion.polymers.repeat_units import ENDS, is_valid, read, require_rdkit
+from constrained_diffusion.polymers.repeat_units import ENDS, canonical, is_valid, read, require_rdkit
 
 
 def along_backbone(smiles: str) -> str:
@@ -23,7 +23,7 @@ def along_backbone(smiles: str) -> str:
     chem = require_rdkit()
     if not is_valid(smiles):
         raise ValueError(f"expected a repeat unit with its ends [Cu] and [Au], got '{smiles[:80]}'.")
-    molecule = chem.RWMol(read(smiles))
+    molecule = chem.RWMol(read(str(canonical(smiles))))  # in whose order of atoms ties are broken
     symbols = [atom.GetSymbol() for atom in molecule.GetAtoms()]
     start, stop = (symbols.index(end.strip("[]")) for end in ENDS)
     # Next to a metal rdkit writes atoms in brackets; next to a dummy atom it does not.

@@ -84,6 +84,11 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str | None]]]:
                 f"'{path}' expects the columns {' and '.join(COLUMNS)}, got {', '.join(rows.fieldnames or [])}."
             )
         for row in rows:
+            if None in row:
+                raise ValueError(
+                    f"line {rows.line_num} of '{path}' expects {len(rows.fieldnames or [])} values, got more; write "
+                    "numbers with a point, and quote what holds a comma."
+                )
             yield rows.line_num, row
     except csv.Error as error:
         raise ValueError(f"'{path}' expects a table, comma- or tab-separated, but {error}.") from error
@@ -116,7 +121,12 @@ def fetch(folder: Path, url: str = URL, sha256: str = SHA256) -> Path:
 
 
 def high_threshold(conductivity: Tensor, share: float = 320 / 6024) -> float:
-    """Return the conductivity from which on a unit belongs to the high class: the upper 5.3 %, as in PolyGen."""
+    """Return the conductivity from which on a unit belongs to the high class: the upper 5.3 %, as in PolyGen.
+
+    Of a table of classes, 0 and 1, it is 1.
+    """
+    if set(conductivity.tolist()) <= {0.0, 1.0}:
+        return 1.0
     return float(conductivity.quantile(1 - share))
 
 

@@ -80,7 +80,7 @@ def fit_merits(pairs: Tensor, outcomes: Tensor, count: int, regularization: floa
         if step.abs().max() < ENOUGH:
             break
     merits = merits - merits.mean()
-    variance = (torch.linalg.inv(hessian) - level).diagonal().clamp(min=0)
+    variance = (torch.linalg.inv(hessian) - level / (1 + regularization)).diagonal().clamp(min=0)
     likelihood = float(log_likelihood(merits[first], merits[second], outcomes).sum())
     return Merits(merits, variance.sqrt(), likelihood)
 

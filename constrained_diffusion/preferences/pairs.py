@@ -34,7 +34,7 @@ class Preferences(NamedTuple):
 
 
 def read_preferences(path: Path, keep_contradictions: bool = False, spell: Callable[[str], str] = str) -> Preferences:
-    """Read a table of preferences: CSV with a header, or JSONL with one object a line (by its suffix).
+    """Read a table of preferences: CSV with a header (commas, tabs or semicolons), or JSONL with one object a line.
 
     Args:
         path: of the file.
@@ -93,11 +93,17 @@ def write_preferences(preferences: Preferences, path: Path) -> None:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Any]]:
-    lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-    if path.suffix != ".jsonl":
-        table = csv.DictReader(lines)
+    lines = path.read_text(encoding="utf-8-sig", errors="replace").split("\n")  # no other letter ends a line of JSON
+    if path.suffix.lower() not in (".jsonl", ".ndjson"):
+        table = csv.DictReader(lines, delimiter=next((mark for mark in "\t;" if mark in lines[0]), ","))
         try:
-            yield from ((table.line_num, row) for row in table)
+            for row in table:
+                if None in row:
+                    raise ValueError(
+                        f"line {table.line_num} of '{path}' expects {len(table.fieldnames or [])} values, got more; "
+                        "write numbers with a point, and quote what holds a comma."
+                    )
+                yield table.line_num, row
         except csv.Error as error:
             raise ValueError(f"line {table.line_num + 1} of '{path}' is no row ({error}); mend it.") from error
         return

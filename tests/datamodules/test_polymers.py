@@ -47,13 +47,37 @@ def test_the_high_class_alone_is_the_upper_share(module: Any) -> None:
     assert sorted(strings(data, 0) + strings(data, 1)) == sorted(upper)
 
 
-def test_classes_are_named_and_even_and_the_split_comes_first(module: Any) -> None:
-    data = module(task="conditional", split_seed=3)
+@pytest.mark.parametrize("notation", ["smiles", "postfix", "valence"])
+def test_classes_are_named_and_even_and_the_split_comes_first(module: Any, notation: str) -> None:
+    data = module(task="conditional", split_seed=3, notation=notation)
     train, held_out = strings(data, 0), strings(data, 1)
-    assert sum(string.endswith("[Ag]") for string in train) * 2 == len(train)
-    assert {string.endswith(("[Ag]", "[Ac]")) for string in train + held_out} == {True}
+    high = data.vocabulary.tokens.index("[Ag]"), data.vocabulary.tokens.index("[Ac]")
+    named = [(data.data[side].clean[:, token] > 0.5).sum(1) for side in (0, 1) for token in high]
+    assert all(set((a + b).tolist()) == {1} for a, b in (named[:2], named[2:]))  # each row once
+    assert int(named[0].sum()) * 2 == len(train)
+    assert set(train + held_out) == set(data.table.smiles)  # with no class in them
+    upper = max(data.table.smiles, key=dict(zip(*data.table[:2], strict=True)).__getitem__)
+    both = dict(zip(train + held_out, torch.cat([named[0], named[2]]).tolist(), strict=True))
+    assert both[upper] == 1
     assert not set(train) & set(held_out)
     assert len(set(held_out)) == len(held_out) == 20
+
+
+def test_a_class_without_units_is_told(module: Any) -> None:
+    with pytest.raises(ValueError, match="'conditional' expects units of both classes, but .* 0 of the high one"):
+        module(task="conditional", held_out=0.97, split_seed=1).data  # noqa: B018
+
+
+def test_a_unit_that_a_notation_cannot_hold_is_named(tmp_path: Path) -> None:
+    """Nitrogen with five bonds, which rdkit mends and the notation would tear apart."""
+    path = tmp_path / "units.csv"
+    rows = [f"[Au]{'C' * n}N(=O)=O[Cu],1" if n == 2 else f"[Au]{'C' * n}O[Cu],1" for n in range(1, 5)]
+    rows[1] = "[Au]CC(N(=O)=O)O[Cu],1"
+    path.write_text("mol_smiles,conductivity\n" + "\n".join(rows))
+    settings = {"spelling": "as_given", "held_out": 0.25, "length": 20}
+    with pytest.raises(ValueError, match=r"'\[Au\]CC\(N\(=O\)=O\)O\[Cu\]' .* is another molecule in the notation 'val"):
+        PolymerDataModule(str(path), **settings).data  # noqa: B018
+    assert len(PolymerDataModule(str(path), notation="postfix", **settings).data[0]) == 3
 
 
 def test_the_split_depends_on_its_seed_alone(module: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from constrained_diffusion.datamodules import PolymerDataModule, PreferenceDataM
 from constrained_diffusion.polymers.parts import preferences_and_judge
 from constrained_diffusion.polymers.spelling import along_backbone
 from constrained_diffusion.polymers.table import NAME
+from constrained_diffusion.preferences.model import MeritCNN
 
 Make = Callable[..., PreferenceDataModule]
 UNITS = {f"[Cu]{'C' * n}{end}[Au]": 1 + 7 * n % 41 + i / 2 for n in range(1, 21) for i, end in enumerate(("O", "N"))}
@@ -94,6 +96,17 @@ def test_no_molecule_is_on_two_sides_and_the_judges_are_on_none(simulated: Make,
     assert held_out == {spelt[row] for row in generator.split[1]}  # the same split as the generator's
     judge = {spelt[row] for row in preferences_and_judge(generator.split[0])[1]}
     assert not judge & (train | held_out)
+
+
+def test_a_network_of_another_vocabulary_is_refused(simulated: Make) -> None:
+    data = simulated()
+    tokens = data.vocabulary.tokens[1:]
+    module = SimpleNamespace(network=MeritCNN(tokens[::-1]))
+    data.trainer = SimpleNamespace(lightning_module=module)  # type: ignore[assignment]
+    with pytest.raises(ValueError, match=r"the network reads valence with the tokens .*, but the data has val"):
+        data.setup("fit")
+    module.network = MeritCNN(tokens, notation="postfix")  # of the same tokens
+    data.setup("fit")
 
 
 def test_the_split_seed_keys_units_pairs_and_outcomes(simulated: Make) -> None:

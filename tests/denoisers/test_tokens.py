@@ -52,6 +52,18 @@ def test_without_noise_it_returns_what_it_was_given(network: TokenTransformer) -
     torch.testing.assert_close(network(clean, torch.zeros(2).long()), clean, rtol=0, atol=1e-3)
 
 
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_half_precision_is_close_at_every_level(network: TokenTransformer, kind: torch.dtype) -> None:
+    """Without noise 1 - abar is less than half precision tells from 0."""
+    sample, timestep = torch.randn(5, 4, 6).clamp(-1.2, 1.2), torch.tensor([0, 5, 100, 500, 999])
+    expected = network(sample, timestep)
+    half = network.to(kind)
+    assert half.alphas_cumprod.dtype == torch.float32
+    found = half(sample.to(kind), timestep)
+    assert found.dtype == kind
+    torch.testing.assert_close(found.float(), expected, rtol=0, atol=0.1)
+
+
 def test_every_place_sees_every_other(network: TokenTransformer) -> None:
     sample = torch.randn(1, 4, 6, requires_grad=True)
     network(sample, torch.tensor([500]))[0, 0, 0].backward()

@@ -211,6 +211,12 @@ def measured_metrics(measured: PolymerEvaluation, strings: list[str]) -> dict[st
     return found
 
 
+def test_samples_of_another_shape_are_refused(folder: Path) -> None:
+    for clean in (samples()[:, :5], samples(name="ordinal"), samples()[0]):
+        with pytest.raises(ValueError, match=r"expects samples \(B, 10, L\), .* got the shape"):
+            evaluation(folder).update(clean)
+
+
 def test_every_sample_has_a_picture(folder: Path) -> None:
     measured, broken = evaluation(folder, judged=False), samples().clone()
     broken[0, 0, 3] = torch.nan

@@ -25,6 +25,8 @@ ETHER = "COCC(CNCC(CF)OC(=O)[Au])O[Cu]"
         ("C[Au]CC[Cu]", False),  # of degree two
         ("[Au]C.[Cu]C", False),  # two pieces
         ("CC(", False),  # unreadable
+        ("[Cu+]CO[Au]", False),  # a charged end
+        ("[Cu]C(*)O[Au]", False),  # an atom of no element
         ("C(C)(C)(C)(C)[Au]", False),  # five bonds on a carbon
         ("[Cu]O(CC)CC[Au]", False),  # three on an oxygen, which rdkit takes for a dative one to a metal
         ("", False),

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from constrained_diffusion.polymers.notation import tokenize
 from constrained_diffusion.polymers.smiles import END, Vocabulary
+from constrained_diffusion.polymers.tokens import tokenize
 
 UNITS = ["CC(Cl)O[Cu]", "N#CC[Au]", "[Si](C)(C)Br", "C1CC1%10[nH]c"]
 

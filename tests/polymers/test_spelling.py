@@ -43,6 +43,14 @@ def test_rings_in_the_backbone_are_kept(smiles: str) -> None:
     assert spelt.startswith("[Cu]")
 
 
+@pytest.mark.parametrize("smiles", ["[Cu]c1ccc(C(=O)[Au])cc1C", "[Cu]C1CC(C[Au])CC(F)C1"])
+def test_a_ring_with_two_ways_round_is_spelt_one_way(smiles: str) -> None:
+    molecule = Chem.MolFromSmiles(smiles)
+    spellings = [Chem.MolToSmiles(molecule, doRandom=True) for _ in range(30)]
+    assert len(set(spellings)) > 5
+    assert len({along_backbone(one) for one in spellings}) == 1
+
+
 @pytest.mark.parametrize("smiles", ["CCO", "[Au]CC", "CC("])
 def test_other_molecules_are_refused(smiles: str) -> None:
     with pytest.raises(ValueError, match="expected a repeat unit with its ends"):

@@ -44,6 +44,16 @@ def test_a_byte_order_mark_is_no_part_of_a_column(tmp_path: Path) -> None:
     assert read_table(path).smiles == ["[Au]CCO[Cu]"]
 
 
+def test_a_table_of_classes_has_its_ones_in_the_high_class() -> None:
+    assert high_threshold(torch.tensor([0.0] * 70 + [1.0] * 2)) == 1.0
+    assert high_threshold(torch.tensor([0.0, 2.0])) not in (0.0, 1.0)
+
+
+def test_a_decimal_comma_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="line 2 of .* expects 4 values, got more; write numbers with a point"):
+        read_table(write(tmp_path, "5,1,[Au]CCO[Cu],1,5e-5"))
+
+
 def test_what_is_no_table_is_told(tmp_path: Path) -> None:
     path = write(tmp_path, f"5,1,{'C' * 200_000},1")
     with pytest.raises(ValueError, match=r"expects a table, comma- or tab-separated, but field larger than"):

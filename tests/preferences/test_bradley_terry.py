@@ -56,6 +56,22 @@ def test_true_merits_lie_within_the_standard_errors() -> None:
     assert found.standard_errors.max() < 0.2
 
 
+@pytest.mark.parametrize("regularization", [1e-3, 1.0, 5.0])
+def test_regularised_errors_are_those_of_the_curvature(regularization: float) -> None:
+    """By autograd's Hessian, inverted, of merits from which their mean is taken."""
+    _, pairs, outcomes = table(6, 40)
+    found = fit_merits(pairs, outcomes, 6, regularization=regularization)
+
+    def loss(merits: torch.Tensor) -> torch.Tensor:
+        chance = log_likelihood(merits[pairs[:, 0]], merits[pairs[:, 1]], outcomes.double()).sum()
+        return regularization / 2 * merits.square().sum() - chance
+
+    inverse = torch.linalg.inv(torch.autograd.functional.hessian(loss, found.log_merits))
+    centre = torch.eye(6, dtype=torch.float64) - 1 / 6
+    expected = (centre @ inverse @ centre).diagonal().sqrt()
+    torch.testing.assert_close(found.standard_errors, expected, rtol=1e-6, atol=1e-9)
+
+
 def test_unbounded_merits_are_refused_without_regularisation_and_bounded_with_it() -> None:
     pairs, outcomes = torch.tensor([[0, 1], [1, 2]]), torch.ones(2)
     with pytest.raises(ValueError, match="some items won, or lost, all comparisons with the rest, item 1 among them"):

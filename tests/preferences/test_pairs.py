@@ -88,6 +88,8 @@ def test_bad_rows_are_named(tmp_path: Path, row: tuple[str, str, str], message: 
         ("a.csv", "first,second,preferred\n" + 200_000 * "C", r"line 2 of '.*' is no row \(field larger"),
         ("a.csv", "first,second,preferred\n", "holds no preferences; give at least one row"),
         ("a.csv", "", "holds no preferences"),
+        ("a.csv", "first,second,preferred\nCC,CO,0,5", "line 2 of '.*' expects 3 values, got more; write num"),
+        ("a.JSONL", "{}", "got nothing"),
         ("a.jsonl", "\n\n", "holds no preferences"),
         ("a.jsonl", '\n{"first": "CC"', "line 2 of '.*' expects a JSON object, got '{\"first\": \"CC\"'"),
         ("a.jsonl", 100_000 * "[", "line 1 of '.*' expects a JSON object"),
@@ -105,6 +107,20 @@ def test_bad_files_are_named(tmp_path: Path, name: str, text: str, message: str)
 def test_a_file_that_is_not_there() -> None:
     with pytest.raises(FileNotFoundError, match="expected a table of preferences at 'none.csv', found none"):
         read_preferences(Path("none.csv"))
+
+
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_other_separators(tmp_path: Path, mark: str) -> None:
+    path = tmp_path / "pairs.csv"
+    path.write_text("\n".join(mark.join(row) for row in [COLUMNS, *ROWS]))
+    assert read_preferences(path).outcomes.tolist() == [1.0, 0.0, 0.5]
+
+
+def test_a_line_of_json_may_hold_any_letter(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    row = {"first": "CC", "second": "CO", "preferred": 1, "note": "a\u2028b"}
+    path.write_text(json.dumps(row, ensure_ascii=False), encoding="utf-8")
+    assert read_preferences(path).outcomes.tolist() == [1.0]
 
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
