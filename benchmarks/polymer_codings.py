@@ -3,8 +3,8 @@
     python benchmarks/polymer_codings.py --data_dir <folder with PolyGen's table> [--steps 1500] [--n 500] [--rows ..]
 
 All rows but the last are Unet1D of denoising-diffusion-pytorch (extra `polygen`) at width 64, on the batches and the
-noise of `configs/pretrain/polymer.yaml`, with the target that the coding needs; the last is the zoo's own network. A string
-is read as plain postfix ("as written") and with respect for valences.
+noise of `configs/pretrain/polymer.yaml`, with the target that the coding needs; the last is the zoo's own network.
+A string is read as plain postfix ("as written") and with respect for valences.
 """
 
 from __future__ import annotations

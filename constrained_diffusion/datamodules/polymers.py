@@ -7,6 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from lightning.pytorch.utilities import rank_zero_info
+
 from constrained_diffusion.datamodules.base import DiffusionDataModule, TensorRows
 from constrained_diffusion.polymers.coding import coding
 from constrained_diffusion.polymers.parts import train_and_held_out
@@ -82,6 +84,8 @@ class PolymerDataModule(DiffusionDataModule):
     def table(self) -> Table:
         """All distinct units of the file, spelt as they are learnt."""
         table = read_table(self.path / NAME if self.path.suffix == "" else self.path, self.skip_invalid)
+        if table.skipped:
+            rank_zero_info(f"'{self.path}': {table.skipped} rows are no repeat units and are left out.")
         if self.spelling == "as_given":
             return table
         return table._replace(smiles=[along_backbone(smiles) for smiles in table.smiles])

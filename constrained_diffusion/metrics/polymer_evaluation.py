@@ -104,8 +104,8 @@ class PolymerEvaluation(Evaluation):
         if clean.ndim != 3 or clean.shape[1] != self.coding.channels:
             raise ValueError(
                 f"PolymerEvaluation expects samples (B, {self.coding.channels}, L), one value per channel of its "
-                f"coding and the reference's vocabulary, got the shape {tuple(clean.shape)}; set its coding and reference to "
-                "those of the generator."
+                f"coding and the reference's vocabulary, got the shape {tuple(clean.shape)}; set its coding and "
+                "reference to those of the generator."
             )
         if not bool(clean.isfinite().all()):
             raise ValueError(

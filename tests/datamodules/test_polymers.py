@@ -85,6 +85,15 @@ def test_the_split_depends_on_its_seed_alone(module: Any) -> None:
     assert strings(module(), 0) != strings(module(split_seed=5), 0)
 
 
+def test_rows_that_are_left_out_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "units.csv"
+    path.write_text("mol_smiles,conductivity\n[Au]CO[Cu],1\nCCO,2\n[Au]CN[Cu],2\n[Au]CS[Cu],3")
+    with caplog.at_level("INFO"):
+        data = PolymerDataModule(str(path), held_out=0.5, skip_invalid=True)
+        assert len(data.data[0]) + len(data.data[1]) == 3
+    assert "1 rows are no repeat units and are left out." in caplog.text
+
+
 def test_bad_settings_are_refused(module: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="task of all, high, conditional and a spelling of"):
         module(task="low")
