@@ -95,11 +95,12 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=1000)
     parser.add_argument("--delta", type=float, help="threshold of s_BT; that of the config when not given")
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmark"))
-    parser.add_argument("--json", type=Path, help="where to keep every run's results")
+    parser.add_argument("--json", type=Path, help="keeps every seed's results; those it has are not run again")
     given = parser.parse_args()
-    results: list[dict[str, Any]] = []
-    for seed in given.seeds:
-        results.append(fit(yaml.safe_load(find_config(given.config).read_text()), seed, given))
+    kept = given.json is not None and given.json.is_file()
+    results: list[dict[str, Any]] = json.loads(given.json.read_text()) if kept else []
+    for seed in sorted(set(given.seeds) - {result["seed"] for result in results}):
+        results.append({"seed": seed} | fit(yaml.safe_load(find_config(given.config).read_text()), seed, given))
         after = results[-1]["after"]["metrics"]
         print(f"seed {seed}: {results[-1]['status']}, s_BT {after['reward_mean']:.2f}", flush=True)
         if given.json:
