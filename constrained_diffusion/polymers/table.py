@@ -10,11 +10,9 @@ Both are CC0, by Yang et al. 2024 (npj Comput. Mater. 10, 296).
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import math
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +20,7 @@ import torch
 from torch import Tensor
 
 from constrained_diffusion.polymers.repeat_units import canonical, is_valid
+from constrained_diffusion.polymers.rows import read_csv
 
 NAME = "PolyGen-train-set-from-HTP-MD.csv"
 URL = f"https://raw.githubusercontent.com/TRI-AMDD/PolyGen/ace75619494cce660aa5520bb73bff881917153a/{NAME}"
@@ -39,7 +38,7 @@ class Table(NamedTuple):
 
 
 def read_table(path: Path, skip_invalid: bool = False) -> Table:
-    """Read a table, comma- or tab-separated, with a header.
+    """Read a table with a header, separated by commas, tabs or semicolons.
 
     Args:
         path: of the file; it needs the columns mol_smiles and conductivity.
@@ -53,9 +52,12 @@ def read_table(path: Path, skip_invalid: bool = False) -> Table:
     """
     if not path.is_file():
         raise FileNotFoundError(f"expected a table of polymers at '{path}', found none; set the path, or download it.")
+    header, rows = read_csv(path)
+    if not set(COLUMNS) <= set(header):
+        raise ValueError(f"'{path}' expects the columns {' and '.join(COLUMNS)}, got {', '.join(header)}.")
     found: dict[str, tuple[str, float]] = {}  # by what all spellings of a unit share
     skipped = repeated = 0
-    for line, row in _rows(path):
+    for line, row in rows:
         smiles, where = row["mol_smiles"] or "", f"line {line} of '{path}'"
         if not is_valid(smiles):
             if not skip_invalid:
@@ -72,26 +74,6 @@ def read_table(path: Path, skip_invalid: bool = False) -> Table:
         repeated += 1
     units, values = [unit for unit, _ in found.values()], [value for _, value in found.values()]
     return Table(units, torch.tensor(values, dtype=torch.float64), skipped, repeated - len(found))
-
-
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, str | None]]]:
-    """Yield each row with the number of its line; the columns are checked."""
-    text = path.read_text(encoding="utf-8-sig", errors="replace")  # with a byte-order mark, as spreadsheets write
-    rows = csv.DictReader(text.splitlines(), delimiter="\t" if "\t" in text.partition("\n")[0] else ",")
-    try:
-        if not set(COLUMNS) <= set(rows.fieldnames or []):
-            raise ValueError(
-                f"'{path}' expects the columns {' and '.join(COLUMNS)}, got {', '.join(rows.fieldnames or [])}."
-            )
-        for row in rows:
-            if None in row:
-                raise ValueError(
-                    f"line {rows.line_num} of '{path}' expects {len(rows.fieldnames or [])} values, got more; write "
-                    "numbers with a point, and quote what holds a comma."
-                )
-            yield rows.line_num, row
-    except csv.Error as error:
-        raise ValueError(f"'{path}' expects a table, comma- or tab-separated, but {error}.") from error
 
 
 def fetch(folder: Path, url: str = URL, sha256: str = SHA256) -> Path:

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from constrained_diffusion.polymers.rows import read_csv
+
 COLUMNS = ("first", "second", "preferred")
 
 
@@ -93,20 +95,10 @@ def write_preferences(preferences: Preferences, path: Path) -> None:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Any]]:
-    lines = path.read_text(encoding="utf-8-sig", errors="replace").split("\n")  # no other letter ends a line of JSON
     if path.suffix.lower() not in (".jsonl", ".ndjson"):
-        table = csv.DictReader(lines, delimiter=next((mark for mark in "\t;" if mark in lines[0]), ","))
-        try:
-            for row in table:
-                if None in row:
-                    raise ValueError(
-                        f"line {table.line_num} of '{path}' expects {len(table.fieldnames or [])} values, got more; "
-                        "write numbers with a point, and quote what holds a comma."
-                    )
-                yield table.line_num, row
-        except csv.Error as error:
-            raise ValueError(f"line {table.line_num + 1} of '{path}' is no row ({error}); mend it.") from error
+        yield from read_csv(path)[1]
         return
+    lines = path.read_text(encoding="utf-8-sig", errors="replace").split("\n")  # no other letter ends a line of JSON
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:

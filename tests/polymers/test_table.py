@@ -56,7 +56,7 @@ def test_a_decimal_comma_is_told(tmp_path: Path) -> None:
 
 def test_what_is_no_table_is_told(tmp_path: Path) -> None:
     path = write(tmp_path, f"5,1,{'C' * 200_000},1")
-    with pytest.raises(ValueError, match=r"expects a table, comma- or tab-separated, but field larger than"):
+    with pytest.raises(ValueError, match=r"line 2 of .* is no row \(field larger than"):
         read_table(path)
 
 
