@@ -13,6 +13,8 @@ from lightning.pytorch.utilities import rank_zero_info
 class Export(Callback):
     """Calls `module.export(<run>/export)` at the end of a fit, with the best feasible weights where there are some.
 
+    What the data has to say to those who use the weights, its own `export` writes beside them.
+
     Args:
         folder: name of the folder inside the run; what lies there is replaced.
 
@@ -32,4 +34,7 @@ class Export(Callback):
         if trainer.is_global_zero:
             shutil.rmtree(folder, ignore_errors=True)  # of an earlier part of this very run
             pl_module.export(folder, *([best] if best.is_file() else []))
+            beside = getattr(getattr(trainer, "datamodule", None), "export", None)
+            if beside is not None:
+                beside(folder)
             rank_zero_info(f"the weights lie in {folder}")

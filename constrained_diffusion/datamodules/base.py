@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -97,6 +98,9 @@ class DiffusionDataModule(LightningDataModule, ABC):
         """Return mean and standard deviation of each channel, the last side of a sample, over the training rows."""
         values = self.data[0].clean.double().flatten(0, -2)
         return values.mean(0).tolist(), values.std(0).tolist()
+
+    def export(self, folder: Path) -> None:
+        """Write beside exported weights what their users need to know of the data: nothing, unless overridden."""
 
     def train_dataloader(self) -> DataLoader[Batch]:
         rows = self.data[0]

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from constrained_diffusion.datamodules.base import DiffusionDataModule, TensorRows
 from constrained_diffusion.polymers.coding import coding
 from constrained_diffusion.polymers.parts import train_and_held_out
+from constrained_diffusion.polymers.reference import Reference
 from constrained_diffusion.polymers.repeat_units import canonical
 from constrained_diffusion.polymers.smiles import LABELS, Vocabulary
 from constrained_diffusion.polymers.spelling import along_backbone
@@ -119,6 +120,10 @@ class PolymerDataModule(DiffusionDataModule):
                 )
             train = low + (high * -(-len(low) // len(high)))[: len(low)]
         return self._rows(train), self._rows(held_out)
+
+    def export(self, folder: Path) -> None:
+        """Write the vocabulary and the training units, which make the folder a `reference` of `PolymerEvaluation`."""
+        Reference(self.vocabulary, [self.table.smiles[row] for row in self.split[0]]).save(folder)
 
     @cached_property
     def _high(self) -> list[bool]:

@@ -16,7 +16,6 @@ from constrained_diffusion.metrics.polymer_evaluation import PolymerEvaluation
 from constrained_diffusion.polymers.coding import OneHot
 from constrained_diffusion.polymers.judge import Judge
 from constrained_diffusion.polymers.parts import preferences_and_judge
-from constrained_diffusion.polymers.reference import Reference
 from constrained_diffusion.preferences.model import load_merits
 from constrained_diffusion.sampling import Sampler
 from constrained_diffusion.saved import CONFIG, WEIGHTS
@@ -41,7 +40,7 @@ def generator(target: Path, export: Path, data_dir: str | None, count: int = COU
     data = table(data_dir)
     shutil.rmtree(target)
     shutil.copytree(export, target, ignore=shutil.ignore_patterns("training.json"))
-    Reference(data.vocabulary, [data.table.smiles[row] for row in data.split[0]]).save(target)
+    data.export(target)
     started = time.perf_counter()
     samples = draw(model, SAMPLER, count)
     seconds = (time.perf_counter() - started) / count

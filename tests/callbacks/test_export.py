@@ -56,6 +56,16 @@ def test_a_resumed_fit_exports_anew(scripted: Any, tiny_data: Any, fit: Any, tmp
     assert same(exported(tmp_path), module.ema.state_dict())
 
 
+def test_what_the_data_has_to_say_lies_beside_them(
+    tiny_denoiser: Any, tiny_data: Any, fit: Any, tmp_path: Path
+) -> None:
+    data = tiny_data()
+    data.export = lambda folder: (folder / "units.txt").write_text("mm")
+    fit(ConstrainedDiffusion(tiny_denoiser()), data, [Export()])
+    assert (tmp_path / "export" / "units.txt").read_text() == "mm"
+    assert exported(tmp_path)
+
+
 @pytest.mark.parametrize("folder", ["", ".", "..", "../../outside", "/outside", "a/b", "a/../../../../outside"])
 def test_an_export_replaces_nothing_outside_of_the_run(folder: str) -> None:
     with pytest.raises(ValueError, match="Export expects the name of a folder inside the run"):

@@ -10,6 +10,7 @@ pytest.importorskip("rdkit", reason="the extra `polymer` is not installed")
 
 from constrained_diffusion.datamodules.polymers import PolymerDataModule
 from constrained_diffusion.polymers.coding import coding
+from constrained_diffusion.polymers.reference import Reference
 from constrained_diffusion.polymers.repeat_units import canonical
 
 
@@ -83,6 +84,14 @@ def test_a_unit_that_a_notation_cannot_hold_is_named(tmp_path: Path) -> None:
 def test_the_split_depends_on_its_seed_alone(module: Any) -> None:
     assert strings(module(), 0) == strings(module(seed=5), 0)
     assert strings(module(), 0) != strings(module(split_seed=5), 0)
+
+
+def test_an_export_is_a_reference_of_its_training_units(module: Any, tmp_path: Path) -> None:
+    data = module(held_out=0.25)
+    data.export(tmp_path / "export")
+    found = Reference.load(str(tmp_path / "export"))
+    assert found.vocabulary.same_tokens(data.vocabulary)
+    assert found.units == [data.table.smiles[row] for row in data.split[0]]
 
 
 def test_rows_that_are_left_out_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
