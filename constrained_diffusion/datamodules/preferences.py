@@ -27,7 +27,7 @@ class PreferenceDataModule(DiffusionDataModule):
 
     Args:
         pairs: a table of preferences (`preferences.pairs`). Without one they are *simulated* from the conductivities of
-            a table of polymers (`preferences.simulated`), a quarter of it is kept for a judge (`polymers.parts`).
+            a table of polymers (`preferences.simulated`), without the quarter for a judge (`polymers.parts`).
         table: that table, or the folder of PolyGen's; the folder `polymers` below CONSTRAINED_DIFFUSION_DATA when not
             given, else `data/polymers`.
         count: simulated training pairs; a tenth as many are held out.
