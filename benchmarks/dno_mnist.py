@@ -37,6 +37,8 @@ from constrained_diffusion.rewards import Brightness, Ink, JPEGCompressibility, 
 from constrained_diffusion.sampling import Sampler, ddim, seeded_noise
 
 SAMPLER = Sampler(steps=10, eta=1.0)
+RATES = (0.01, 0.03, 0.1, 0.3)  #: of noise optimisation, and
+SCALES = (3.0, 30.0, 300.0, 3000.0)  #: of loss guidance: both are shown at the best of four, which are not counted
 
 
 class Digits:
@@ -132,10 +134,16 @@ def baselines(given: argparse.Namespace) -> dict[str, Any]:
 
     with torch.no_grad():
         report("one sample", digits.mapping(digits.noise(seeds)), SAMPLER.steps)
-    optimizer = NoiseOptimizer(digits.mapping, reward, steps=steps, regularizer=PRNO(given.gamma))
-    records = optimizer.run(digits.noise(seeds), keys=list(seeds))
-    budget = SAMPLER.steps * (2 * steps + 1)
-    report("noise optimisation", torch.stack([record.sample for record in records]), budget)
+    budget, tried = SAMPLER.steps * (2 * steps + 1), []
+    for lr in RATES:
+        optimizer = NoiseOptimizer(
+            digits.mapping, reward, steps=steps, regularizer=PRNO(given.gamma), optimizer=partial(torch.optim.Adam, lr=lr)
+        )
+        records = optimizer.run(digits.noise(seeds), keys=list(seeds))
+        clean = torch.stack([record.sample for record in records])
+        tried.append((float(reward(clean).mean()), lr, clean))
+    _, lr, clean = max(tried, key=lambda trial: trial[0])
+    report(f"noise optimisation, best rate of {len(RATES)} ({lr:g})", clean, budget)
 
     draws = (digits.noise(range(n + i * n, n + (i + 1) * n)) for i in range(budget // SAMPLER.steps))
     best, _ = best_of_n(lambda z, _: digits.mapping(z), lambda x, _: reward(x), draws, [None] * n)
@@ -144,13 +152,13 @@ def baselines(given: argparse.Namespace) -> dict[str, Any]:
     z = seeded_noise(seeds, digits.denoiser.sample_shape, long, digits.denoiser.noise_schedule.num_timesteps)
     for samples in (1, 10):
         tried = []
-        for scale in (3.0, 30.0, 300.0, 3000.0):
+        for scale in SCALES:
             of = partial(_in_data_units, digits, reward)
             guided = loss_guided(digits.predict, digits.denoiser.noise_schedule, of, scale, samples)
             clean = digits.finish(ddim(guided, digits.denoiser.noise_schedule, z, long)).detach()
             tried.append((float(reward(clean).mean()), scale, clean))
         _, scale, clean = max(tried, key=lambda trial: trial[0])
-        report(f"loss guidance, n = {samples}, best scale of 4 ({scale:g})", clean, budget)
+        report(f"loss guidance, n = {samples}, best scale of {len(SCALES)} ({scale:g})", clean, budget)
     return found
 
 

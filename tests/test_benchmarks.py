@@ -145,9 +145,9 @@ KINDS = [
 
 
 def test_the_codings_of_polymers_with_two_steps(run_program: Any, units: Path) -> None:
-    pytest.importorskip("denoising_diffusion_pytorch", reason="the extra `polygen` is not installed")
+    pytest.importorskip("denoising_diffusion_pytorch", reason="the extra `polymer` is not installed")
     file = units / "table.json"
-    rows = ["ordinal", "one-hot, the zoo's network"]
+    rows = ["ordinal", "one-hot"]
     settings = ["--data_dir", units, "--steps", "2", "--n", "4", "--json", file]
     printed = run_program(BENCHMARKS / "polymer_codings.py", *settings, "--rows", *rows)
     found = json.loads(file.read_text())

@@ -99,8 +99,8 @@ def test_the_zoo_s_network_is_small():
 
 def test_polygen_s_network_has_the_parameters_that_the_paper_counts_but_for_its_norms():
     """PolyGen prints 5,985,281; its version of Unet1D had group norms, whose biases the root mean square norms lack."""
-    pytest.importorskip("denoising_diffusion_pytorch", reason="the extra `polygen` is not installed")
-    from denoising_diffusion_pytorch import Unet1D
+    pytest.importorskip("denoising_diffusion_pytorch", reason="the extra `polymer` is not installed")
+    from constrained_diffusion.denoisers.unet1d import Unet1D
 
     config = yaml.safe_load((shipped_configs() / "polymer_paper.yaml").read_text())
     settings = config["model"]["init_args"]["denoiser"]["init_args"]["network"]["init_args"]

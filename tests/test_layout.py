@@ -76,7 +76,7 @@ FLOORS = {  # the longest name that fits counts
 }
 OPTIONAL = {  # what the extras install
     *("torchvision", "torch_fidelity", "matplotlib", "tensorboard", "peft", "transformers"),
-    *("minari", "gymnasium", "gymnasium_robotics", "mujoco", "rdkit"),
+    *("minari", "gymnasium", "gymnasium_robotics", "mujoco", "rdkit", "denoising_diffusion_pytorch"),
 }
 HEAVY = OPTIONAL | {"diffusers", "accelerate"}
 

@@ -96,7 +96,7 @@ def test_the_metadata(installed: Path) -> None:
     metadata = PathDistribution(found).metadata
     assert (metadata["Name"], metadata["License-Expression"]) == ("constrained-diffusion", "Apache-2.0")
     assert metadata["Requires-Python"] == ">=3.11"
-    extras = {"image", "maze", "polymer", "polygen", "dual", "rewards", "dev"}
+    extras = {"image", "maze", "polymer", "dual", "rewards", "dev"}
     assert set(metadata.get_all("Provides-Extra") or []) == extras
     assert {file.name for file in (found / "licenses").iterdir()} == {"LICENSE", "NOTICE"}
 

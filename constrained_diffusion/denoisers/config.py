@@ -16,7 +16,7 @@ from constrained_diffusion.diffusion import NoiseSchedule, Normalizer
 OURS = {  #: networks of our own that a config may name, and the modules that they are in
     "TransformerPlanner": "planners",
     "RecurrentPlanner": "planners",
-    "TokenTransformer": "tokens",
+    "Unet1D": "unet1d",
 }
 _OBJECTS = ("network", "noise_schedule", "normalizer")  #: parts of a config that are objects themselves
 

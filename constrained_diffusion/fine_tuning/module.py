@@ -16,7 +16,6 @@ from constrained_diffusion.denoisers.adapter import Denoiser, Prediction
 from constrained_diffusion.diffusion import MeasuredNormalizer
 from constrained_diffusion.distributed import sum_over_ranks
 from constrained_diffusion.fine_tuning.conditioning import condition_on_feasible
-from constrained_diffusion.fine_tuning.errors import ERRORS, check_loss, weighted
 from constrained_diffusion.fine_tuning.evaluated import NETWORK, TRAINING
 from constrained_diffusion.fine_tuning.formulation import formulation as named_formulation
 from constrained_diffusion.fine_tuning.lora import adapters_off, add_adapters
@@ -60,7 +59,6 @@ class ConstrainedDiffusion(RejectingDiffusion):
         sampler: the sampler of evaluation and prediction.
         guide: what steers every sampling of this model, in evaluation, prediction and for generated training sets.
         ema_decay: decay of the moving average of the weights, which every sample is drawn from.
-        loss: "squared" error, or "cross_entropy" of predicted shares of tokens; see `fine_tuning.errors`.
         snr_gamma: gamma of the min-SNR loss weight; None: constant weight.
         snr_floor: the least weight on the clean sample, with snr_gamma; 0 for min-SNR itself.
         token_noise: the share of rows in which tokens of `(B, L, ..)` have noise levels of their own.
@@ -95,7 +93,6 @@ class ConstrainedDiffusion(RejectingDiffusion):
         sampler: Sampler = Sampler(),  # noqa: B008  (frozen)
         guide: Guide | None = None,
         ema_decay: float = 0.98,
-        loss: str = "squared",
         snr_gamma: float | None = None,
         snr_floor: float = 0.0,
         token_noise: float = 0.0,
@@ -121,7 +118,6 @@ class ConstrainedDiffusion(RejectingDiffusion):
             raise ValueError(
                 f"token_noise is a share in [0, 1], and 0 for 'conditioned_algorithm1'; got {token_noise}."
             )
-        check_loss(loss, denoiser.noise_schedule.prediction_type)
         if not 0 <= ema_decay < 1:
             raise ValueError(f"ema_decay must lie in [0, 1), got {ema_decay}.")
         if reject_violations:
@@ -129,7 +125,7 @@ class ConstrainedDiffusion(RejectingDiffusion):
         self.reject_violations, self.max_draws = reject_violations, max_draws
         self.max_timestep = max_timestep or total
         self.open_from = total // 2 if open_from is None else open_from
-        self.loss, self.snr_gamma, self.snr_floor, self.lora = loss, snr_gamma, snr_floor, lora
+        self.snr_gamma, self.snr_floor, self.lora = snr_gamma, snr_floor, lora
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         for name in STEERING:
             self.register_buffer(name, torch.full((len(given),), float(name == "penalty_coefficient")))
@@ -255,8 +251,11 @@ class ConstrainedDiffusion(RejectingDiffusion):
         return error.mean() if weight is None else (error * weight).mean()  # over all rows, the others counting zero
 
     def errors(self, output: Tensor, target: Tensor, timesteps: Tensor) -> Tensor:
-        each = ERRORS[self.loss](output, target, self.denoiser.normalizer)
-        return weighted(each, timesteps, self.denoiser.noise_schedule, self.snr_gamma, self.snr_floor)
+        each = super().errors(output, target, timesteps)
+        if self.snr_gamma is None:
+            return each
+        weight = self.denoiser.noise_schedule.loss_weight(timesteps, self.snr_gamma, self.snr_floor)
+        return each * weight.reshape(*weight.shape, *(1,) * (each.ndim - weight.ndim))
 
     def penalty(self, record: StepRecord, noise_error: Tensor) -> Measured:
         """Return the penalty term over the rows of `record` (those with t < T_phi).
