@@ -1,4 +1,4 @@
-"""One fit and its test, as a user runs them: two commands, in processes of their own."""
+"""A fit and its test, as a user runs them: commands in processes of their own."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 
-def fit_and_test(config: dict[str, Any], name: str, runs: Path) -> dict[str, Any]:
-    """Return the run's `results.json`, with `command_seconds` of the fit.
+def run(commands: Sequence[str], config: dict[str, Any], name: str, runs: Path) -> Path:
+    """Run `commands`, "fit" or "test", one after the other; return the folder of the run.
 
     Args:
-        config: of both commands.
+        commands: what to run.
+        config: of all of them.
         name: of the run.
         runs: the folder of runs.
     """
@@ -25,10 +27,17 @@ def fit_and_test(config: dict[str, Any], name: str, runs: Path) -> dict[str, Any
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"{name}.yaml"
         file.write_text(yaml.safe_dump(config, sort_keys=False))
-        program = [sys.executable, "-m", "constrained_diffusion.cli"]
-        start = time.monotonic()
-        subprocess.run([*program, "fit", "--config", str(file)], check=True, stdout=subprocess.DEVNULL)
-        seconds = time.monotonic() - start
-        subprocess.run([*program, "test", "--config", str(file)], check=True, stdout=subprocess.DEVNULL)
-    results: dict[str, Any] = json.loads((runs / name / "latest" / "results.json").read_text())
+        for command in commands:
+            program = [sys.executable, "-m", "constrained_diffusion.cli", command, "--config", str(file)]
+            subprocess.run(program, check=True, stdout=subprocess.DEVNULL)
+    return runs / name / "latest"
+
+
+def fit_and_test(config: dict[str, Any], name: str, runs: Path) -> dict[str, Any]:
+    """Return the run's `results.json`, with `command_seconds` of the fit."""
+    start = time.monotonic()
+    run(["fit"], config, name, runs)
+    seconds = time.monotonic() - start
+    folder = run(["test"], config, name, runs)
+    results: dict[str, Any] = json.loads((folder / "results.json").read_text())
     return {**results, "command_seconds": seconds}

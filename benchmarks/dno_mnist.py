@@ -137,7 +137,11 @@ def baselines(given: argparse.Namespace) -> dict[str, Any]:
     budget, tried = SAMPLER.steps * (2 * steps + 1), []
     for lr in RATES:
         optimizer = NoiseOptimizer(
-            digits.mapping, reward, steps=steps, regularizer=PRNO(given.gamma), optimizer=partial(torch.optim.Adam, lr=lr)
+            digits.mapping,
+            reward,
+            steps=steps,
+            regularizer=PRNO(given.gamma),
+            optimizer=partial(torch.optim.Adam, lr=lr),
         )
         records = optimizer.run(digits.noise(seeds), keys=list(seeds))
         clean = torch.stack([record.sample for record in records])

@@ -160,6 +160,15 @@ def test_the_codings_of_polymers_with_two_steps(run_program: Any, units: Path) -
 
 def test_preferences_beside_exact_values_with_one_epoch(run_program: Any, units: Path) -> None:
     printed = run_program(BENCHMARKS / "polymer_preferences.py", "--data_dir", units, "--epochs", "2")
-    assert "54 units to learn from" in printed
+    assert "1 split(s)" in printed
+    assert "| held-out tenth, 8 units | judge's quarter, 18 units |" in printed
     for row in ("simulated preferences", "the same network, exact values", "kernel ridge, exact values"):
         assert f"| {row} | " in printed
+
+
+@pytest.mark.slow
+def test_preferences_on_two_splits_with_one_epoch(run_program: Any, units: Path) -> None:
+    budget = ["--epochs", "2", "--fit_epochs", "1", "--runs", units / "runs"]
+    printed = run_program(BENCHMARKS / "polymer_preferences.py", "--data_dir", units, "--splits", "0", "1", *budget)
+    assert "2 split(s)" in printed
+    assert (units / "runs" / "preference_1" / "latest" / "export").is_dir()

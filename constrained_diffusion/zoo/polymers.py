@@ -49,7 +49,7 @@ def generator(target: Path, export: Path, data_dir: str | None, count: int = COU
     figures = {key: value for key, value in evaluation.compute()["metrics"].items() if value is not None}
     return cards.Card(
         name=target.name,
-        summary="A small transformer that writes repeat units of polymers along their backbone, as postfix tokens read "
+        summary="A small Unet1D that writes repeat units of polymers along their backbone, as postfix tokens read "
         f"by valence, (B, {model.sample_shape[0]}, {model.sample_shape[1]}) in [0, 1], one channel per token.",
         data=f"{DATA}: nine tenths of the units, spelt along their backbone; the other tenth is held out",
         data_licence=LICENCE,
