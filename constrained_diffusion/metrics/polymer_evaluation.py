@@ -112,8 +112,10 @@ class PolymerEvaluation(Evaluation):
                 "an evaluation expects finite samples, got NaN or infinity; the model has diverged, so lower the "
                 "learning rate or the penalty coefficient, or test an earlier checkpoint."
             )
-        merits = clean.new_zeros(len(clean)) if self.reward is None else self.reward.to(clean.device)(clean)
-        self.sequences.update(self.coding.decode(clean), merits)
+        numbers, merits = self.coding.decode(clean), clean.new_zeros(len(clean))
+        if self.reward is not None:  # a sample is its tokens, whatever it says beside them
+            merits = self.reward.to(clean.device)(self.coding.encode(numbers).to(clean))
+        self.sequences.update(numbers, merits)
 
     def compute(self) -> dict[str, Any]:
         """Return {"violation_rate", "violation_upper_95", "n", "metrics"}; call it on every rank.
@@ -122,7 +124,7 @@ class PolymerEvaluation(Evaluation):
         |---|---|
         | validity_rate, .., similarity, diversity | the six figures; shares have an interval, `.._rate_95` |
         | as_written_rate | share of all samples that are valid with no valence mended; see `polymers.notation` |
-        | reward_mean, reward_sd | of the fitted reward over all samples, as drawn |
+        | reward_mean, reward_sd | of the fitted reward over all samples, as tokens |
         | respelt_reward_mean | of valid ones, spelt anew: what a reward finds in the molecule, not in its spelling |
         | judge_high_rate | share of all samples that the judge places in the high class |
         | judge_mean, judge_sd | of its predicted log10 conductivity, in S/cm, over valid samples |

@@ -29,7 +29,7 @@ from constrained_diffusion.polymers.judge import Judge
 from constrained_diffusion.polymers.reference import Reference
 from constrained_diffusion.polymers.smiles import Vocabulary
 from constrained_diffusion.preferences.model import MeritCNN
-from constrained_diffusion.rewards import BradleyTerryMerit
+from constrained_diffusion.rewards import BradleyTerryMerit, Brightness
 
 TOKENS = ["(", ")", "=", "C", "N", "O", "S", "[Au]", "[Cu]"]
 UNITS = [f"[Cu]{'C' * n}O[Au]" for n in range(1, 13)]
@@ -178,6 +178,14 @@ def test_a_reward_of_another_language_is_refused(folder: Path) -> None:
         evaluation(folder).bind([merit(TOKENS[::-1])])
     with pytest.raises(ValueError, match="reads postfix with .* writes smiles with .*; train it with these"):
         evaluation(folder).bind([merit(notation="postfix")])
+
+
+def test_a_reward_is_of_the_tokens_that_a_sample_is_read_as(folder: Path) -> None:
+    measured = evaluation(folder)
+    measured.bind([RewardAtLeast(Brightness(), 0.0)])  # the mean over one-hot channels is 1 / V
+    measured.update(0.6 * samples())
+    metrics = measured.compute()["metrics"]
+    assert (metrics["reward_mean"], metrics["reward_sd"]) == pytest.approx((1 / (len(TOKENS) + 1), 0.0), abs=1e-6)
 
 
 def test_valences_that_were_mended_are_counted(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,14 @@ def shares() -> Tensor:
     return torch.rand(5, 3, 9, generator=torch.Generator().manual_seed(0)).softmax(1)
 
 
+def tokens() -> Tensor:
+    """What `shares` are read as, by a loop."""
+    read = torch.zeros(5, 3, 9)
+    for row, place in itertools.product(range(5), range(9)):
+        read[row, max(range(3), key=lambda token: float(shares()[row, token, place])), place] = 1
+    return read
+
+
 def test_the_network_is_a_frozen_copy_in_eval_mode() -> None:
     network = model().train()
     reward = BradleyTerryMerit(network).train()
@@ -32,7 +41,7 @@ def test_the_network_is_a_frozen_copy_in_eval_mode() -> None:
     assert all(parameter.requires_grad for parameter in network.parameters())
     assert not any(module.training for module in reward.model.modules())
     assert not any(parameter.requires_grad for parameter in reward.parameters())
-    expected = network.eval()(shares())
+    expected = network.eval()(tokens())
     torch.testing.assert_close(reward(shares()), expected)  # so without dropout
     with torch.no_grad():
         network.into.weight.zero_()
@@ -48,7 +57,7 @@ def test_a_folder_gives_the_same_reward(tmp_path: Path) -> None:
 
 def test_any_network_of_samples_will_do() -> None:
     counts = nn.Sequential(nn.Flatten(), nn.Linear(27, 1), nn.Flatten(0))
-    torch.testing.assert_close(BradleyTerryMerit(counts)(shares()), counts(shares()))
+    torch.testing.assert_close(BradleyTerryMerit(counts)(shares()), counts(tokens()))
     BradleyTerryMerit(nn.Flatten(0)).check_data((1,))  # without a parameter
 
 
@@ -67,12 +76,17 @@ def test_as_a_constraint_it_is_feasible_above_the_threshold() -> None:
     assert constraint.holds(shares()).sum() == 3
 
 
-def test_climbing_it_raises_it() -> None:
-    reward, clean = BradleyTerryMerit(model()), shares().requires_grad_(True)
-    before = reward(clean)
-    (gradient,) = torch.autograd.grad(before.sum(), clean)
-    step = 0.01 * gradient / gradient.flatten(1).norm(dim=1).view(-1, 1, 1)
-    assert bool((reward(clean + step) > before).all())
+def test_shares_of_other_tokens_do_not_please_it() -> None:
+    reward = BradleyTerryMerit(model())
+    others = (shares() / 3 + tokens()).clamp(0, 1)
+    assert torch.equal(reward(others), reward(tokens()))
+
+
+def test_the_gradient_is_that_at_the_tokens() -> None:
+    clean, read = shares().requires_grad_(True), tokens().requires_grad_(True)
+    (found,) = torch.autograd.grad(BradleyTerryMerit(model())(clean).sum(), clean)
+    (expected,) = torch.autograd.grad(model().eval()(read).sum(), read)
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("shape", [(4, 9), (9, 3), (1, 28, 28)])
