@@ -1,6 +1,6 @@
 """Fit and test `polymer.yaml` from several seeds in the commands that users type, and print the pooled table.
 
-    python benchmarks/polymer_preferred.py [--config polymer.yaml] [--seeds 0 1 2 3 4] [--n 1000] [--delta 1.0]
+    python benchmarks/polymer_preferred.py [--config polymer.yaml] [--seeds 0 1 2 3 4] [--n 1000] [--delta 0]
         [--runs runs/benchmark]
 
 A seed has a training set, an order, noise and test samples of its own. Shares are pooled over seeds with exact 95 %
