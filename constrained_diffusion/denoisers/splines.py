@@ -55,8 +55,15 @@ class Splines(nn.Module):
             precision: of each token's frames, `(B, L)`, positive.
         """
         factor = torch.linalg.cholesky(torch.einsum("bl,lij->bij", precision, self.grams))
-        weighted = (sample * precision[..., None, None]).flatten(1, 2)
-        return torch.cholesky_solve(torch.einsum("nk,bnc->bkc", self.basis, weighted), factor), factor
+        weight = precision[..., None, None].expand(-1, -1, sample.shape[2], 1).flatten(1, 2)
+
+        def solved(path: Tensor) -> Tensor:
+            return torch.cholesky_solve(torch.einsum("nk,bnc->bkc", self.basis, weight * path), factor)
+
+        path = sample.flatten(1, 2)
+        found = solved(path)
+        # Precisions may differ by 1e7, which is all that single precision tells apart: one step of refinement.
+        return found + solved(path - torch.einsum("nk,bkc->bnc", self.basis, found)), factor
 
     def smooth(self, sample: Tensor, precision: Tensor) -> Tensor:
         """Return `sample` `(B, L, S, C)` as the most likely splines, of its own shape; see `fit`."""
