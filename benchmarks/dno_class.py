@@ -1,11 +1,10 @@
 """Does PRNO keep a digit's class? Brightness, with and without it, at equal mean reward, by the independent judge.
 
-    python benchmarks/dno_class.py [--gamma 0.1 1] [--n 128] [--steps 60] [--guidance 1] [--weights dno_class.pt]
+    python benchmarks/dno_class.py [--gamma 0.1 1] [--n 128] [--steps 60] [--weights dno_class.pt]
 
 Two models: the zoo's denoiser, which knows no classes, and the same one after some minutes of training on its own
-samples with their classes as the condition, which stands for a prompt, by classifier-free guidance (Ho and Salimans
-2022) as prompts are. PRNO keeps the noise typical, and typical noise gives what the model draws under its condition; a
-model without any is free to draw another digit.
+samples with their classes as the condition, which stands for a prompt. PRNO keeps the noise typical, and typical noise
+gives what the model draws under its condition; a model without any is free to draw another digit.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from functools import partial
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -21,7 +19,7 @@ from typing import Any
 import torch
 from diffusers import UNet2DModel
 from dno_mnist import SAMPLER, Digits
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import trange
 
 from constrained_diffusion import PretrainedDenoiser, zoo
@@ -33,34 +31,14 @@ from constrained_diffusion.randomness import keyed_generator
 from constrained_diffusion.rewards import Brightness
 from constrained_diffusion.zoo import cards
 
-NO_CLASS = 10  #: what stands for a class that is not told
-UNTOLD = 0.15  #: share of training rows whose class is not
 
-
-class Guided(nn.Module):
-    """A network with classes under classifier-free guidance, both branches in one batch."""
-
-    def __init__(self, network: nn.Module, scale: float) -> None:
-        super().__init__()
-        self.network, self.scale, self.config = network, scale, network.config
-
-    def forward(self, sample: Tensor, timestep: Tensor, class_labels: Tensor) -> Tensor:
-        if self.scale == 1:
-            alone: Tensor = self.network(sample, timestep, class_labels=class_labels).sample
-            return alone
-        labels = torch.cat([class_labels, torch.full_like(class_labels, NO_CLASS)])
-        told, untold = self.network(sample.repeat(2, 1, 1, 1), timestep.repeat(2), class_labels=labels).sample.chunk(2)
-        guided: Tensor = untold + self.scale * (told - untold)
-        return guided
-
-
-def conditional(steps: int, guidance: float, batch: int = 64, lr: float = 5e-4) -> Denoiser:
+def conditional(steps: int, batch: int = 64, lr: float = 5e-4) -> Denoiser:
     """Return the zoo's denoiser, trained on with the classes of its own samples (by the zoo's training classifier)."""
     source = PretrainedDenoiser("mnist_denoiser")
     torch.manual_seed(0)
-    network = UNet2DModel.from_config(dict(source.network.config), num_class_embeds=NO_CLASS + 1)
+    network = UNet2DModel.from_config(dict(source.network.config), num_class_embeds=10)
     network.load_state_dict(source.network.state_dict(), strict=False)
-    denoiser = Denoiser(Guided(network, 1.0), source.noise_schedule, source.normalizer)
+    denoiser = Denoiser(network, source.noise_schedule, source.normalizer)
     folder = zoo.path("mnist_denoiser")
     drawn = cards.read(folder)["samples"]
     clean = zoo.read_sheet(folder / "samples.png", drawn["count"], drawn["size"]).float()
@@ -75,15 +53,12 @@ def conditional(steps: int, guidance: float, batch: int = 64, lr: float = 5e-4) 
         x, noise = denoiser.normalizer.normalize(clean[rows]), torch.randn(batch, *clean.shape[1:], generator=generator)
         timesteps = torch.randint(schedule.num_timesteps, (batch,), generator=generator)
         with torch.autocast("cpu", torch.bfloat16):
-            untold = torch.rand(batch, generator=generator) < UNTOLD
-            told = labels[rows].masked_fill(untold, NO_CLASS)
-            output = denoiser(schedule.add_noise(x, noise, timesteps), timesteps, told)
+            output = denoiser(schedule.add_noise(x, noise, timesteps), timesteps, labels[rows])
         loss = (output - schedule.target(x, noise, timesteps)).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         decay.step()
-    denoiser.network.scale = guidance
     return denoiser
 
 
@@ -98,11 +73,7 @@ def optimise(
         seeds = range(given.first_seed + first, given.first_seed + places.stop)
         context = [labels[i] for i in places] if labels else [None] * len(places)
         optimizer = NoiseOptimizer(
-            digits.mapping,
-            lambda clean, _: Brightness()(clean),
-            steps=steps,
-            regularizer=regularizer,
-            optimizer=partial(torch.optim.Adam, lr=given.lr),
+            digits.mapping, lambda clean, _: Brightness()(clean), steps=steps, regularizer=regularizer
         )
         run, classes = Run(optimizer, digits.noise(seeds), context, list(seeds)), []
         while not run.finished:
@@ -149,8 +120,6 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=128)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--gamma", type=float, nargs="+", default=[0.1, 1.0])
-    parser.add_argument("--lr", type=float, default=0.01)
-    parser.add_argument("--guidance", type=float, default=1.0, help="scale of classifier-free guidance; 1 is none")
     parser.add_argument("--first_seed", type=int, default=10_000, help="no setting was chosen on the default ones")
     parser.add_argument("--training_steps", type=int, default=1200)
     parser.add_argument("--weights", type=Path, help="keeps the conditional model; read where it is there")
@@ -159,10 +128,10 @@ def main() -> None:
     given, found = parser.parse_args(), {}
     if "conditional" in given.models:
         if given.weights and given.weights.is_file():
-            denoiser = conditional(0, given.guidance)
+            denoiser = conditional(0)
             denoiser.load_state_dict(torch.load(given.weights, weights_only=True))
         else:
-            denoiser = conditional(given.training_steps, given.guidance)
+            denoiser = conditional(given.training_steps)
             if given.weights:
                 torch.save(denoiser.state_dict(), given.weights)
         labels = [i % 10 for i in range(given.n)]
