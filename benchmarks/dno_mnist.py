@@ -38,7 +38,7 @@ from constrained_diffusion.sampling import Sampler, ddim, seeded_noise
 
 SAMPLER = Sampler(steps=10, eta=1.0)
 RATES = (0.01, 0.03, 0.1, 0.3)  #: of noise optimisation, and
-SCALES = (300.0, 3000.0, 30000.0, 300000.0)  #: of loss guidance: both are shown at the best of four, which are not counted
+SCALES = (300.0, 3000.0, 30000.0, 300000.0)  #: of loss guidance: each is shown at its best of four, tuning not counted
 
 
 class Digits:
