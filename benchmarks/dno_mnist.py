@@ -130,7 +130,7 @@ def baselines(given: argparse.Namespace) -> dict[str, Any]:
     def report(name: str, clean: Tensor, calls: float) -> None:
         value, confident = reward(clean), (digits.classes(clean)[1] > 0.5).float().mean()
         found[name] = {"calls": calls, "reward": float(value.mean()), "digits": float(confident)}
-        print(f"| {name} | {calls:.0f} | {value.mean():.6f} | {confident:.1%} |", flush=True)
+        print(f"| {name} | {calls:.0f} | {value.mean():.3g} | {confident:.1%} |", flush=True)
 
     with torch.no_grad():
         report("one sample", digits.mapping(digits.noise(seeds)), SAMPLER.steps)
