@@ -7,19 +7,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 
-def run(commands: Sequence[str], config: dict[str, Any], name: str, runs: Path) -> Path:
-    """Run `commands`, "fit" or "test", one after the other; return the folder of the run.
+def run(command: str, config: dict[str, Any], name: str, runs: Path) -> Path:
+    """Run `command` in a process of its own; return the folder of the run.
 
     Args:
-        commands: what to run.
-        config: of all of them.
+        command: "fit" or "test".
+        config: of it.
         name: of the run.
         runs: the folder of runs.
     """
@@ -27,17 +26,16 @@ def run(commands: Sequence[str], config: dict[str, Any], name: str, runs: Path) 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"{name}.yaml"
         file.write_text(yaml.safe_dump(config, sort_keys=False))
-        for command in commands:
-            program = [sys.executable, "-m", "constrained_diffusion.cli", command, "--config", str(file)]
-            subprocess.run(program, check=True, stdout=subprocess.DEVNULL)
+        program = [sys.executable, "-m", "constrained_diffusion.cli", command, "--config", str(file)]
+        subprocess.run(program, check=True, stdout=subprocess.DEVNULL)
     return runs / name / "latest"
 
 
 def fit_and_test(config: dict[str, Any], name: str, runs: Path) -> dict[str, Any]:
     """Return the run's `results.json`, with `command_seconds` of the fit."""
     start = time.monotonic()
-    run(["fit"], config, name, runs)
+    run("fit", config, name, runs)
     seconds = time.monotonic() - start
-    folder = run(["test"], config, name, runs)
+    folder = run("test", config, name, runs)
     results: dict[str, Any] = json.loads((folder / "results.json").read_text())
     return {**results, "command_seconds": seconds}

@@ -94,7 +94,7 @@ def fitted_on_preferences(split: int, given: argparse.Namespace) -> str:
     data["table"] = str(Path(given.data_dir).absolute())
     if given.fit_epochs:
         config["trainer"]["max_epochs"] = config["trainer"]["check_val_every_n_epoch"] = given.fit_epochs
-    return str(run(["fit"], config, f"preference_{split}", given.runs.absolute()) / "export")
+    return str(run("fit", config, f"preference_{split}", given.runs.absolute()) / "export")
 
 
 def measured(model: MeritCNN, split: int, given: argparse.Namespace) -> Found:
