@@ -1,10 +1,10 @@
 """Does PRNO keep a digit's class? Brightness, with and without it, at equal mean reward, by the independent judge.
 
-    python benchmarks/dno_class.py [--gamma 0.1 1] [--n 128] [--steps 60] [--weights dno_class.pt]
+    python benchmarks/dno_class.py [--gamma 0.1 1] [--n 128] [--steps 40] [--guidance 4] [--weights dno_class.pt]
 
-Two models: the zoo's denoiser, which knows no classes, and the same one after some minutes of training on its own
-samples with their classes as the condition, which stands for a prompt. PRNO keeps the noise typical, and typical noise
-gives what the model draws under its condition; a model without any is free to draw another digit.
+Two models: the zoo's denoiser taught the classes of its own samples, under classifier-free guidance, as models with
+prompts are used; and the zoo's denoiser as it is, which knows no classes. PRNO keeps the noise typical, and typical
+noise gives what the model draws under its condition; a model without any is free to draw another digit.
 """
 
 from __future__ import annotations
@@ -12,76 +12,57 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from functools import partial
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
 import torch
-from diffusers import UNet2DModel
 from dno_mnist import SAMPLER, Digits
+from guided_digits import taught, untrained
 from torch import Tensor
-from tqdm.auto import trange
 
-from constrained_diffusion import PretrainedDenoiser, zoo
-from constrained_diffusion.constraints import PretrainedClassifier
 from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.noise_optimization.optimizer import NoiseOptimizer, Run
 from constrained_diffusion.noise_optimization.regularizers import PRNO, Regularizer, Unregularized
-from constrained_diffusion.randomness import keyed_generator
 from constrained_diffusion.rewards import Brightness
-from constrained_diffusion.zoo import cards
 
-
-def conditional(steps: int, batch: int = 64, lr: float = 5e-4) -> Denoiser:
-    """Return the zoo's denoiser, trained on with the classes of its own samples (by the zoo's training classifier)."""
-    source = PretrainedDenoiser("mnist_denoiser")
-    torch.manual_seed(0)
-    network = UNet2DModel.from_config(dict(source.network.config), num_class_embeds=10)
-    network.load_state_dict(source.network.state_dict(), strict=False)
-    denoiser = Denoiser(network, source.noise_schedule, source.normalizer)
-    folder = zoo.path("mnist_denoiser")
-    drawn = cards.read(folder)["samples"]
-    clean = zoo.read_sheet(folder / "samples.png", drawn["count"], drawn["size"]).float()
-    with torch.no_grad():
-        classifier = PretrainedClassifier("mnist_classifier").eval()
-        labels = torch.cat([classifier(part).argmax(1) for part in clean.split(500)])
-    generator, schedule = keyed_generator(1), denoiser.noise_schedule
-    optimizer = torch.optim.AdamW(denoiser.parameters(), lr=lr)
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for _ in trange(steps, desc="with classes", leave=False):
-        rows = torch.randint(len(clean), (batch,), generator=generator)
-        x, noise = denoiser.normalizer.normalize(clean[rows]), torch.randn(batch, *clean.shape[1:], generator=generator)
-        timesteps = torch.randint(schedule.num_timesteps, (batch,), generator=generator)
-        with torch.autocast("cpu", torch.bfloat16):
-            output = denoiser(schedule.add_noise(x, noise, timesteps), timesteps, labels[rows])
-        loss = (output - schedule.target(x, noise, timesteps)).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        decay.step()
-    return denoiser
+ROWS = 32  #: that are evaluated together
 
 
 def optimise(
-    digits: Digits, labels: list[int] | None, regularizer: Regularizer, given: argparse.Namespace
+    digits: Digits,
+    labels: list[int] | None,
+    regularizer: Regularizer,
+    given: argparse.Namespace,
+    until: float = math.inf,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return reward, whether the class is the first one, and log P(z): `(n, steps + 1)` each."""
-    n, steps = given.n, given.steps
-    rewards, kept, log_p = [], [], []
-    for first in range(0, n, 32):
-        places = range(first, min(first + 32, n))
+    """Return reward, whether the class is the first one, and log P(z), `(n, steps + 1)` each.
+
+    It ends early once the mean reward of all reaches `until`.
+    """
+    runs: list[Run] = []
+    for first in range(0, given.n, ROWS):
+        places = range(first, min(first + ROWS, given.n))
         seeds = range(given.first_seed + first, given.first_seed + places.stop)
         context = [labels[i] for i in places] if labels else [None] * len(places)
         optimizer = NoiseOptimizer(
-            digits.mapping, lambda clean, _: Brightness()(clean), steps=steps, regularizer=regularizer
+            digits.mapping,
+            lambda clean, _: Brightness()(clean),
+            steps=given.steps,
+            regularizer=regularizer,
+            optimizer=partial(torch.optim.Adam, lr=given.lr),
         )
-        run, classes = Run(optimizer, digits.noise(seeds), context, list(seeds)), []
-        while not run.finished:
-            classes.append(digits.classes(torch.stack(list(run.step().values())))[0])
-        rewards.append(torch.tensor([record.rewards for record in run.records]))
-        log_p.append(torch.tensor([record.log_probabilities for record in run.records]))
-        kept.append(torch.stack([c == classes[0] for c in classes], 1).float())
-    return torch.cat(rewards), torch.cat(kept), torch.cat(log_p)
+        runs.append(Run(optimizer, digits.noise(seeds), context, list(seeds)))
+    classes: list[Tensor] = []
+    while not runs[0].finished:
+        classes.append(torch.cat([digits.classes(torch.stack(list(run.step().values())))[0] for run in runs]))
+        records = [record for run in runs for record in run.records]
+        if fmean(record.rewards[-1] for record in records) >= until:
+            break
+    kept = torch.stack([now == classes[0] for now in classes], 1).float()
+    rewards = torch.tensor([record.rewards for record in records])
+    return rewards, kept, torch.tensor([record.log_probabilities for record in records])
 
 
 def interval(differences: list[float]) -> tuple[float, float, float]:
@@ -93,12 +74,13 @@ def interval(differences: list[float]) -> tuple[float, float, float]:
 
 def compare(title: str, digits: Digits, labels: list[int] | None, given: argparse.Namespace) -> dict[str, Any]:
     """Print, for each gamma, both ways at the highest mean reward that both reach."""
-    print(f"\n{title}: brightness, DDIM {SAMPLER.steps} steps, eta 1, n = {given.n}, {given.steps} steps")
+    ways = {gamma: optimise(digits, labels, PRNO(gamma), given) for gamma in given.gamma}
+    highest = max(float(way[0].mean(0).max()) for way in ways.values())
+    plain, found = optimise(digits, labels, Unregularized(), given, until=highest), {}
+    print(f"\n{title}: brightness, DDIM {SAMPLER.steps} steps, n = {given.n}, {given.steps} steps, rate {given.lr:g}")
     print("| gamma | at mean reward | steps: none, PRNO | same class: none | PRNO | difference | P(z): none | PRNO |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
-    plain, found = optimise(digits, labels, Unregularized(), given), {}
-    for gamma in given.gamma:
-        kept = optimise(digits, labels, PRNO(gamma), given)
+    for gamma, kept in ways.items():
         level = min(float(way[0].mean(0).max()) for way in (plain, kept))
         at = [int((way[0].mean(0) >= level - 1e-9).nonzero()[0]) for way in (plain, kept)]
         shares = [way[1][:, step] for way, step in zip((plain, kept), at, strict=True)]
@@ -114,28 +96,36 @@ def compare(title: str, digits: Digits, labels: list[int] | None, given: argpars
     return found
 
 
+def classed(given: argparse.Namespace) -> Denoiser:
+    """Train the model with classes, or read it where it was kept."""
+    if not (given.weights and given.weights.is_file()):
+        denoiser = taught(given.training_steps, given.guidance)
+        if given.weights:
+            torch.save(denoiser.state_dict(), given.weights)
+        return denoiser
+    denoiser = untrained(given.guidance)
+    denoiser.load_state_dict(torch.load(given.weights, weights_only=True))
+    return denoiser
+
+
 def main() -> None:
-    """Train the conditional model, or read it, and print both tables."""
+    """Print a table for each model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--lr", type=float, default=0.03)
     parser.add_argument("--gamma", type=float, nargs="+", default=[0.1, 1.0])
+    parser.add_argument("--guidance", type=float, default=4.0, help="scale of classifier-free guidance; 1 is none")
     parser.add_argument("--first_seed", type=int, default=10_000, help="no setting was chosen on the default ones")
     parser.add_argument("--training_steps", type=int, default=1200)
-    parser.add_argument("--weights", type=Path, help="keeps the conditional model; read where it is there")
-    parser.add_argument("--models", nargs="+", default=["conditional", "zoo"])
+    parser.add_argument("--weights", type=Path, help="keeps the model with classes; read where it is there")
+    parser.add_argument("--models", nargs="+", default=["classes", "zoo"])
     parser.add_argument("--json", type=Path)
     given, found = parser.parse_args(), {}
-    if "conditional" in given.models:
-        if given.weights and given.weights.is_file():
-            denoiser = conditional(0)
-            denoiser.load_state_dict(torch.load(given.weights, weights_only=True))
-        else:
-            denoiser = conditional(given.training_steps)
-            if given.weights:
-                torch.save(denoiser.state_dict(), given.weights)
+    if "classes" in given.models:
         labels = [i % 10 for i in range(given.n)]
-        found["conditional"] = compare("with classes", Digits(denoiser=denoiser), labels, given)
+        title = f"with classes, guidance {given.guidance:g}"
+        found["classes"] = compare(title, Digits(denoiser=classed(given)), labels, given)
     if "zoo" in given.models:
         found["zoo"] = compare("without classes", Digits(), None, given)
     if given.json:

@@ -42,7 +42,7 @@ SCALES = (300.0, 3000.0, 30000.0, 300000.0)  #: of loss guidance: each is shown 
 
 
 class Digits:
-    """A denoiser, the zoo's by default, as a map from noise to digits, in bf16, and the judge."""
+    """A denoiser, the zoo's by default, as a map from noise to digits, and the judge."""
 
     def __init__(self, sampler: Sampler = SAMPLER, denoiser: Denoiser | None = None) -> None:
         self.denoiser = (denoiser or PretrainedDenoiser("mnist_denoiser")).requires_grad_(False).eval()
@@ -58,8 +58,7 @@ class Digits:
         return partial(self.predict, condition=torch.tensor(known) if known else None)
 
     def predict(self, noisy: Tensor, timesteps: Tensor, condition: Tensor | None = None) -> Prediction:
-        with torch.autocast("cpu", torch.bfloat16):
-            return self.denoiser.predict(noisy, timesteps, condition)
+        return self.denoiser.predict(noisy, timesteps, condition)
 
     def finish(self, sample: Tensor) -> Tensor:
         normalizer = self.denoiser.normalizer

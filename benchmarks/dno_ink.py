@@ -1,0 +1,127 @@
+"""How much ink can be put on digits that are still digits? Noise optimisation, loss guidance and best-of-N.
+
+    python benchmarks/dno_ink.py [--n 64] [--steps 20] [--json file]
+
+Brightness, the mean pixel, has no target: each method gets more of it by being pushed harder, until the digit is gone.
+So each is run at several strengths, all at the same number of denoiser calls a sample, a backward pass counting as one
+more; they are compared at the strongest at which enough samples are still recognised: the judge, a classifier that no
+method sees, gives some class more than 0.9. (More than 0.5 will not do: it gives that to white squares.)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from dno_mnist import SAMPLER, Digits
+from torch import Tensor
+
+from constrained_diffusion.noise_optimization.baselines import best_of_n, loss_guided
+from constrained_diffusion.noise_optimization.optimizer import NoiseOptimizer
+from constrained_diffusion.noise_optimization.regularizers import PRNO
+from constrained_diffusion.rewards import Brightness
+from constrained_diffusion.sampling import Sampler, ddim, seeded_noise
+
+REWARD = Brightness()
+GAMMAS = (0.1, 1.0)
+RATES = (0.005, 0.01, 0.02, 0.03, 0.05, 0.1)
+CHAINS = ((1, 1), (5, 1), (1, 10))  #: of guidance: best of so many chains, Monte-Carlo samples
+SCALES = (3.0, 10.0, 20.0, 30.0, 45.0, 60.0, 100.0, 200.0)
+RECOGNISED = (0.9, 0.85, 0.8, 0.7)  #: shares of digits that are asked for
+
+
+def optimised(digits: Digits, seeds: range, steps: int) -> Iterator[tuple[str, str, Tensor]]:
+    """Yield noise optimisation at each weight of PRNO and each learning rate."""
+    for gamma in GAMMAS:
+        for lr in RATES:
+            of = partial(torch.optim.Adam, lr=lr)
+            optimizer = NoiseOptimizer(digits.mapping, REWARD, steps, PRNO(gamma), optimizer=of)
+            runs = (range(first, min(first + 16, seeds.stop)) for first in range(seeds.start, seeds.stop, 16))
+            records = [record for part in runs for record in optimizer.run(digits.noise(part), keys=list(part))]
+            yield f"noise optimisation, gamma {gamma:g}", f"rate {lr:g}", torch.stack([r.sample for r in records])
+
+
+def guided(digits: Digits, seeds: range, calls: int) -> Iterator[tuple[str, str, Tensor]]:
+    """Yield loss guidance, as one long chain or as the best of shorter ones, at each scale."""
+    schedule, n = digits.denoiser.noise_schedule, len(seeds)
+    for chains, samples in CHAINS:
+        sampler = Sampler(steps=calls // 2 // chains, eta=1.0)
+        for scale in SCALES:
+            predict = loss_guided(digits.predict, schedule, lambda x: REWARD(digits.finish(x)), scale, samples)
+            draws = (
+                seeded_noise(
+                    range(seeds.start + i * n, seeds.stop + i * n),
+                    digits.denoiser.sample_shape,
+                    sampler,
+                    schedule.num_timesteps,
+                )
+                for i in range(chains)
+            )
+            best, _ = best_of_n(
+                lambda z, _, of=predict, by=sampler: digits.finish(ddim(of, schedule, z, by)),  # type: ignore[misc]
+                lambda x, _: REWARD(x),
+                draws,
+                [None] * n,
+            )
+            yield f"loss guidance, n = {samples}, best of {chains} x {sampler.steps} steps", f"scale {scale:g}", best
+
+
+def drawn(digits: Digits, seeds: range, calls: int) -> Iterator[tuple[str, str, Tensor]]:
+    """Yield best-of-N, which has no strength but N."""
+    n, draws = len(seeds), calls // SAMPLER.steps
+    for name, count in (("one sample", 1), (f"best of {draws}", draws)):
+        noise = (digits.noise(range(seeds.start + i * n, seeds.stop + i * n)) for i in range(count))
+        yield name, "", best_of_n(lambda z, _: digits.mapping(z), lambda x, _: REWARD(x), noise, [None] * n)[0]
+
+
+def main() -> None:
+    """Run every method at every strength, and print the strongest that leaves enough digits."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--n", type=int, default=64, help="samples")
+    parser.add_argument("--steps", type=int, default=20, help="of noise optimisation; the others get its calls")
+    parser.add_argument("--first_seed", type=int, default=0)
+    parser.add_argument("--methods", nargs="+", default=["drawn", "optimised", "guided"])
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    digits, seeds = Digits(), range(given.first_seed, given.first_seed + given.n)
+    calls = SAMPLER.steps * (2 * given.steps + 1)
+    ways = {
+        "drawn": drawn(digits, seeds, calls),
+        "optimised": optimised(digits, seeds, given.steps),
+        "guided": guided(digits, seeds, calls),
+    }
+    print(f"mean pixel of {given.n} samples, {calls} calls each\n\n| method | strength | mean pixel | recognised |")
+    print("|---|---|---|---|", flush=True)
+    rows: list[dict[str, Any]] = []
+    for method in given.methods:
+        for name, strength, clean in ways[method]:
+            recognised = float((digits.classes(clean)[1] > 0.9).float().mean())
+            value = REWARD(clean)
+            rows.append({"method": name, "strength": strength, "reward": float(value.mean()), "recognised": recognised})
+            error = 1.96 * float(value.std()) / given.n**0.5
+            print(f"| {name} | {strength} | {value.mean():.3f} ± {error:.3f} | {recognised:.1%} |", flush=True)
+    compare(rows)
+    if given.json:
+        given.json.write_text(json.dumps(rows, indent=2))
+
+
+def compare(rows: list[dict[str, Any]]) -> None:
+    """Print, for each share that must be recognised, the most ink of each method."""
+    print("\nmost ink at which so many are recognised:\n\n| method |" + "".join(f" {s:.0%} |" for s in RECOGNISED))
+    print("|---|" + "---|" * len(RECOGNISED))
+    for method in dict.fromkeys(row["method"] for row in rows):
+        cells = []
+        for share in RECOGNISED:
+            enough = [row for row in rows if row["method"] == method and row["recognised"] >= share]
+            best = max(enough, key=lambda row: row["reward"], default=None)
+            cells.append(f"{best['reward']:.3f} ({best['strength'] or '-'})" if best else "none")
+        print(f"| {method} | " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()
