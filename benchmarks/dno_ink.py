@@ -4,8 +4,8 @@
 
 Brightness, the mean pixel, has no target: each method gets more of it by being pushed harder, until the digit is gone.
 So each is run at several strengths, all at the same number of denoiser calls a sample, a backward pass counting as one
-more; they are compared at the strongest at which enough samples are still recognised: the judge, a classifier that no
-method sees, gives some class more than 0.9. (More than 0.5 will not do: it gives that to white squares.)
+more; they are compared at the strongest at which enough samples are still recognised: two classifiers, trained apart
+and seen by no method, give the same class more than 0.9. (The judge alone is as sure of most white rectangles.)
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import torch
 from dno_mnist import SAMPLER, Digits
 from torch import Tensor
 
+from constrained_diffusion.constraints import PretrainedClassifier
 from constrained_diffusion.noise_optimization.baselines import best_of_n, loss_guided
 from constrained_diffusion.noise_optimization.optimizer import NoiseOptimizer
 from constrained_diffusion.noise_optimization.regularizers import PRNO
@@ -29,10 +30,22 @@ from constrained_diffusion.sampling import Sampler, ddim, seeded_noise
 
 REWARD = Brightness()
 GAMMAS = (0.1, 1.0)
-RATES = (0.005, 0.01, 0.02, 0.03, 0.05, 0.1)
+RATES = (0.005, 0.01, 0.02, 0.03, 0.05)
 CHAINS = ((1, 1), (5, 1), (1, 10))  #: of guidance: best of so many chains, Monte-Carlo samples
-SCALES = (3.0, 10.0, 20.0, 30.0, 45.0, 60.0, 100.0, 200.0)
-RECOGNISED = (0.9, 0.85, 0.8, 0.7)  #: shares of digits that are asked for
+SCALES = (1.0, 3.0, 10.0, 20.0, 30.0, 45.0, 60.0)
+RECOGNISED = (0.75, 0.7, 0.6, 0.5)  #: shares of digits that are asked for; of unpushed ones they are some 0.77
+
+
+@torch.no_grad()
+def recognised(digits: Digits, clean: Tensor) -> Tensor:
+    """Return, for each sample, whether both classifiers are sure of the same class."""
+    (label, sure), (confidence, other) = digits.classes(clean), _classifier()(clean).softmax(1).max(1)
+    return (label == other) & (sure > 0.9) & (confidence > 0.9)
+
+
+@cache
+def _classifier() -> PretrainedClassifier:
+    return PretrainedClassifier("mnist_classifier").eval()
 
 
 def optimised(digits: Digits, seeds: range, steps: int) -> Iterator[tuple[str, str, Tensor]]:
@@ -100,11 +113,10 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for method in given.methods:
         for name, strength, clean in ways[method]:
-            recognised = float((digits.classes(clean)[1] > 0.9).float().mean())
-            value = REWARD(clean)
-            rows.append({"method": name, "strength": strength, "reward": float(value.mean()), "recognised": recognised})
+            share, value = float(recognised(digits, clean).float().mean()), REWARD(clean)
+            rows.append({"method": name, "strength": strength, "reward": float(value.mean()), "recognised": share})
             error = 1.96 * float(value.std()) / given.n**0.5
-            print(f"| {name} | {strength} | {value.mean():.3f} ± {error:.3f} | {recognised:.1%} |", flush=True)
+            print(f"| {name} | {strength} | {value.mean():.3f} ± {error:.3f} | {share:.1%} |", flush=True)
     compare(rows)
     if given.json:
         given.json.write_text(json.dumps(rows, indent=2))
