@@ -3,20 +3,23 @@
     python benchmarks/dno_ink.py [--n 64] [--steps 20] [--json file]
 
 Brightness, the mean pixel, has no target: each method gets more of it by being pushed harder, until the digit is gone.
-So each is run at several strengths, all at the same number of denoiser calls a sample, a backward pass counting as one
-more; they are compared at the strongest at which enough samples are still recognised: two classifiers, trained apart
-and seen by no method, give the same class more than 0.9. (The judge alone is as sure of most white rectangles.)
+So each is run at several strengths, all with the same number of denoiser calls a sample (a backward pass counts as one),
+and they are compared where so many samples are still recognised: two classifiers, trained apart and seen by no method,
+give the same class more than 0.9. (The judge alone is as sure of most white rectangles.)
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Iterator
 from functools import cache, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from dno_mnist import SAMPLER, Digits
 from torch import Tensor
@@ -93,7 +96,7 @@ def drawn(digits: Digits, seeds: range, calls: int) -> Iterator[tuple[str, str, 
 
 
 def main() -> None:
-    """Run every method at every strength, and print the strongest that leaves enough digits."""
+    """Run every method at every strength, and print what ink leaves how many digits."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=64, help="samples")
     parser.add_argument("--steps", type=int, default=20, help="of noise optimisation; the others get its calls")
@@ -113,25 +116,42 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for method in given.methods:
         for name, strength, clean in ways[method]:
-            share, value = float(recognised(digits, clean).float().mean()), REWARD(clean)
-            rows.append({"method": name, "strength": strength, "reward": float(value.mean()), "recognised": share})
+            sure, value = recognised(digits, clean), REWARD(clean)
+            rows.append({"method": name, "strength": strength, "ink": value.tolist(), "recognised": sure.tolist()})
             error = 1.96 * float(value.std()) / given.n**0.5
-            print(f"| {name} | {strength} | {value.mean():.3f} ± {error:.3f} | {share:.1%} |", flush=True)
+            print(f"| {name} | {strength} | {value.mean():.3f} ± {error:.3f} | {sure.float().mean():.1%} |", flush=True)
     compare(rows)
     if given.json:
         given.json.write_text(json.dumps(rows, indent=2))
 
 
-def compare(rows: list[dict[str, Any]]) -> None:
-    """Print, for each share that must be recognised, the most ink of each method."""
-    print("\nmost ink at which so many are recognised:\n\n| method |" + "".join(f" {s:.0%} |" for s in RECOGNISED))
+def ink_at(ink: list[float], shares: list[float], share: float) -> float:
+    """Return the most ink at which `share` is recognised, linear between neighbouring strengths; nan where none is.
+
+    >>> ink_at([0.1, 0.2, 0.4], [0.9, 0.8, 0.4], 0.6)
+    0.30000000000000004
+    """
+    best = max((value for value, found in zip(ink, shares, strict=True) if found >= share), default=math.nan)
+    for (low, high), (at_low, at_high) in zip(pairwise(ink), pairwise(shares), strict=True):
+        if at_low >= share > at_high and high > low:
+            best = max(best, low + (high - low) * (at_low - share) / (at_low - at_high))
+    return best
+
+
+def compare(rows: list[dict[str, Any]], resamples: int = 1000) -> None:
+    """Print, for each share that must be recognised, the most ink of each method, with a bootstrap over samples."""
+    print("\nink at which so many are recognised [95 %]:\n\n| method |" + "".join(f" {s:.0%} |" for s in RECOGNISED))
     print("|---|" + "---|" * len(RECOGNISED))
     for method in dict.fromkeys(row["method"] for row in rows):
+        of = [row for row in rows if row["method"] == method]
+        ink, sure = (np.array([row[key] for row in of], float) for key in ("ink", "recognised"))
+        draws = np.random.default_rng(0).integers(0, ink.shape[1], (resamples, ink.shape[1]))
         cells = []
         for share in RECOGNISED:
-            enough = [row for row in rows if row["method"] == method and row["recognised"] >= share]
-            best = max(enough, key=lambda row: row["reward"], default=None)
-            cells.append(f"{best['reward']:.3f} ({best['strength'] or '-'})" if best else "none")
+            found = ink_at(ink.mean(1).tolist(), sure.mean(1).tolist(), share)
+            again = [ink_at(ink[:, d].mean(1).tolist(), sure[:, d].mean(1).tolist(), share) for d in draws]
+            low, high = np.nanquantile(again, [0.025, 0.975]) if not math.isnan(found) else (math.nan, math.nan)
+            cells.append("none" if math.isnan(found) else f"{found:.3f} [{low:.3f}, {high:.3f}]")
         print(f"| {method} | " + " | ".join(cells) + " |")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import runpy
 from argparse import Namespace
 from collections import Counter
@@ -53,12 +54,20 @@ def test_every_way_to_more_ink_spends_the_same_calls(program: Any) -> None:
 
 def test_the_most_ink_at_each_share_of_recognised_digits(program: Any, capsys: pytest.CaptureFixture[str]) -> None:
     ink = program("dno_ink")
-    keys = ("method", "strength", "reward", "recognised")
-    rows = [("a", "1", 0.2, 0.99), ("a", "2", 0.3, 0.72), ("a", "3", 0.25, 0.72), ("a", "4", 0.9, 0.1)]
-    ink["compare"]([dict(zip(keys, row, strict=True)) for row in [*rows, ("b", "", 0.4, 0.4)]])
+    ink_at = ink["ink_at"]
+    assert ink_at([0.1, 0.2, 0.4], [0.9, 0.8, 0.4], 0.6) == pytest.approx(0.3)
+    assert ink_at([0.1, 0.2], [0.9, 0.8], 0.6) == 0.2  # not pushed hard enough to know
+    assert math.isnan(ink_at([0.1], [0.5], 0.6))
+    assert ink_at([0.1, 0.2, 0.3, 0.4], [0.9, 0.5, 0.7, 0.5], 0.6) == pytest.approx(0.35)  # the last crossing
+
+    def row(strength: str, value: float, recognised: int) -> dict[str, Any]:
+        sure = [i < recognised for i in range(20)]
+        return {"method": "a", "strength": strength, "ink": [value] * 20, "recognised": sure}
+
+    ink["compare"]([row("1", 0.1, 18), row("2", 0.3, 10), {**row("", 0.4, 5), "method": "b"}])
     printed = capsys.readouterr().out
     assert "| method | 75% | 70% | 60% | 50% |" in printed
-    assert "| a | 0.200 (1) | 0.300 (2) | 0.300 (2) | 0.300 (2) |" in printed
+    assert "| a | 0.175 [" in printed
     assert "| b | none | none | none | none |" in printed
 
 

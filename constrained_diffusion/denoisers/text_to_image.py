@@ -49,7 +49,8 @@ class TextToImage(nn.Module):
 
     Args:
         source: a folder that a diffusers pipeline was saved to, or a hub id `owner/name`.
-        guidance_scale: s >= 0 of classifier-free guidance; 1 is the prompt alone, at half the cost.
+        guidance_scale: s >= 0 of classifier-free guidance; 1 is the prompt alone, at half the cost (what diffusers'
+            pipelines of one-step models, SD-Turbo and the like, call 0); 0 here is the negative prompt alone.
         negative_prompt: what to lead away from. Empty, it is what the pipeline itself takes without one: the embedding
             of the empty prompt, or zeros (SDXL base).
         variant: of the weights' files, for example "fp16".

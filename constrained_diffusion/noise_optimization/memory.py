@@ -28,7 +28,10 @@ def check_budget(budget: MemoryBudget) -> MemoryBudget:
 
 
 def saved_bytes(predict: Predict, noisy: Tensor, timesteps: Tensor) -> int:
-    """Return how many bytes one call keeps for its backward pass, weights and input aside."""
+    """Return how many bytes one call keeps for its backward pass, weights and input aside.
+
+    Under autocast they include the copies in half precision that it makes, in each call anew, of frozen weights.
+    """
     storages: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
