@@ -3,9 +3,9 @@
     python benchmarks/dno_ink.py [--n 64] [--steps 20] [--json file]
 
 Brightness, the mean pixel, has no target: each method gets more of it by being pushed harder, until the digit is gone.
-So each is run at several strengths, all with the same number of denoiser calls a sample (a backward pass counts as one),
-and they are compared where so many samples are still recognised: two classifiers, trained apart and seen by no method,
-give the same class more than 0.9. (The judge alone is as sure of most white rectangles.)
+So each is run at several strengths, all with the same number of denoiser calls a sample (a backward pass is one), and
+they are compared where so many samples are still recognised: two classifiers, trained apart and seen by no method, give
+the same class more than 0.9. (The judge alone is as sure of most white rectangles.)
 """
 
 from __future__ import annotations
