@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
@@ -120,6 +122,54 @@ def test_a_last_step_from_zero_to_zero_injects_nothing() -> None:
     assert sampler.injecting_steps(T) == 9
     assert Sampler(10, 1.0, "trailing", set_alpha_to_one=False).injecting_steps(T) == 10
     assert Sampler(10, 0.0).injecting_steps(T) == 0
+
+
+# -------------------------------------------------------------------------------- against other forms of the same step
+
+
+def grid(spacing: str, n: int) -> list[int]:
+    """The n timesteps from noisy to clean, in exact fractions of T; halves are rounded to even numbers."""
+    return {
+        "leading": [i * (T // n) for i in range(n)][::-1],
+        "trailing": [round(Fraction(T * i, n)) - 1 for i in range(1, n + 1)][::-1],
+        "linspace": [round(Fraction((T - 1) * i, n - 1)) for i in range(n)][::-1],
+    }[spacing]
+
+
+def reference(
+    kind: str, eta: float, times: list[int], levels: np.ndarray, last: float, noises: list[np.ndarray]
+) -> np.ndarray:
+    """DDIM by eq. 13 of its paper (eta = 0), and by the posterior of DDPM, q(x_prev | x_t, x_0) (eta = 1)."""
+    x, *injected = noises
+    for t, a, previous in zip(times, levels[times], [*levels[times[1:]], last], strict=True):
+        output = np.sin(x * 1.3 + t / 40) + 0.2 * x[:, ::-1]  # what `smooth` gives
+        s, n = np.sqrt(a), np.sqrt(1 - a)
+        said = {"epsilon": [0, 1], "sample": [1, 0], "v_prediction": [-n, s]}[kind]  # of the clean sample and the noise
+        clean, noise = np.linalg.solve([[s, n], said], np.stack([x.ravel(), output.ravel()])).reshape(2, *x.shape)
+        if eta == 0:
+            x = np.sqrt(previous) * (x / s + (np.sqrt(1 / previous - 1) - np.sqrt(1 / a - 1)) * noise)
+            continue
+        alpha, beta = a / previous, 1 - a / previous
+        x = np.sqrt(previous) * beta / (1 - a) * clean + np.sqrt(alpha) * (1 - previous) / (1 - a) * x
+        variance = (1 - previous) / (1 - a) * beta
+        x = x + np.sqrt(variance) * injected.pop(0) if variance > 0 else x
+    assert not injected
+    return x
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("to_one", [True, False])
+@pytest.mark.parametrize("n", [7, 10, 13])  # 7 and 13 do not divide T
+def test_ddim_steps_over_neighbours_of_the_grid(spacing: Any, kind: Any, eta: float, to_one: bool, n: int) -> None:
+    schedule, sampler = cosine(kind), Sampler(n, eta, spacing, set_alpha_to_one=to_one, clip_sample=False)
+    levels = schedule.alphas_cumprod.double().numpy()
+    z = draw(3, 1 + sampler.injecting_steps(T), 4)
+    noises = list(z.numpy().swapaxes(0, 1))
+    expected = reference(kind, eta, grid(spacing, n), levels, 1.0 if to_one else levels[0], noises)
+    found = ddim(smooth(schedule), schedule, z, sampler)
+    torch.testing.assert_close(found, torch.from_numpy(expected), rtol=0, atol=1e-10)
 
 
 # ----------------------------------------------------------------------------------------------------------- properties

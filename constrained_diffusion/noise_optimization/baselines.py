@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from constrained_diffusion.denoisers.adapter import Prediction
 from constrained_diffusion.diffusion import NoiseSchedule
+from constrained_diffusion.noise_optimization.gradients import check_per_row
 from constrained_diffusion.noise_optimization.memory import Predict
 from constrained_diffusion.randomness import keyed_normal
 
@@ -56,6 +57,7 @@ def loss_guided(
     scale: float,
     samples: int = 1,
     seed: int = 0,
+    keys: Sequence[int] | None = None,
 ) -> Predict:
     """Return `predict` guided by the reward: loss-guided diffusion (LGD-MC, Song et al. 2023, ICML, eq. 8 and 9).
 
@@ -69,6 +71,11 @@ def loss_guided(
         scale: strength of the guidance.
         samples: n, the Monte-Carlo samples; with 1 the mean itself is taken.
         seed: keys them.
+        keys: one integer per row, such as its own seed, that keys them too; by default 0, 1, .., its place in the
+            batch, with which its numbers then change.
+
+    Raises:
+        ValueError: at the call, there are not as many keys as rows.
     """
 
     def guided(noisy: Tensor, timesteps: Tensor) -> Prediction:
@@ -80,8 +87,10 @@ def loss_guided(
             else:
                 signal, sigma = noise_schedule.coefficients(timesteps, noisy)
                 spread = (sigma / signal) / (1 + (sigma / signal).square()).sqrt()
-                keys = [(seed, int(timesteps[0]), i, row) for i in range(samples) for row in range(len(noisy))]
-                xi = keyed_normal(keys, noisy.shape[1:]).to(noisy).view(samples, *noisy.shape)
+                check_per_row("keys", keys, len(noisy))
+                rows = range(len(noisy)) if keys is None else keys
+                drawn = [(seed, int(timesteps[0]), i, row) for i in range(samples) for row in rows]
+                xi = keyed_normal(drawn, noisy.shape[1:]).to(noisy).view(samples, *noisy.shape)
                 around = (prediction.clean + spread * xi).flatten(0, 1)
                 value = reward(around).view(samples, -1).logsumexp(0) - math.log(samples)
             (gradient,) = torch.autograd.grad(value.sum(), given)

@@ -14,16 +14,23 @@ reward, and mu can be changed without changing the step.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from inspect import ismethod
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from constrained_diffusion.distributed import sum_over_ranks
+from constrained_diffusion.precision import single
 from constrained_diffusion.randomness import keyed_normal
 
 PERTURBATION = 0xD0  # the stream of perturbations, apart from those of noises and orders
+DETACHED_SAMPLE = (
+    "the sample gives no gradient with respect to z; do not detach or round in the sample map, or choose the estimator "
+    "ZOSGD, which needs no gradient of it."
+)
 Key = tuple[int, ...]
 
 
@@ -44,6 +51,80 @@ class Estimate(NamedTuple):
     gradient: Tensor  #: shape of z; to be ascended
 
 
+def checked_problem(
+    sample: Callable[..., Tensor], reward: Callable[..., Tensor], context: Sequence[Any] | None, keys: list[Key]
+) -> Problem:
+    """Return the problem of two maps that take contexts only where there are some; what they return is checked.
+
+    Its maps raise TypeError where no tensor is returned, and ValueError where there is not one sample per row of z, not
+    one reward per sample, or a reward that is not finite.
+    """
+
+    def call(function: Callable[..., Tensor], values: Tensor, contexts: list[Any], kind: str) -> Tensor:
+        found: Any = function(values) if context is None else function(values, contexts)
+        if not isinstance(found, Tensor):
+            raise TypeError(
+                f"a {kind} must return a tensor of one entry per row, but {name_of(function)} returned a "
+                f"{type(found).__name__}; stack the entries with torch.stack, or torch.tensor where they are numbers."
+            )
+        return found
+
+    def checked_sample(noise: Tensor, contexts: list[Any]) -> Tensor:
+        clean = call(sample, noise, contexts, "sample map")
+        if clean.shape[:1] != noise.shape[:1]:
+            raise ValueError(
+                f"a sample map must return one sample per row of z, {len(noise)}, but {name_of(sample)} returned shape "
+                f"{tuple(clean.shape)}; leave the first side as it is."
+            )
+        return clean
+
+    def checked_reward(clean: Tensor, contexts: list[Any]) -> Tensor:
+        values = single(call(reward, clean, contexts, "reward"))  # differences of verdicts, too, are taken below
+        if values.shape != clean.shape[:1]:
+            raise ValueError(
+                f"a reward must return one number per sample, shape {tuple(clean.shape[:1])}, but {name_of(reward)} "
+                f"returned {tuple(values.shape)}; average or sum over the rest."
+            )
+        if not bool(values.isfinite().all()):
+            raise ValueError(
+                f"{name_of(reward)} returned {first_not_finite(values)} for a sample; a reward must be finite: bound "
+                "it, or floor its logarithm."
+            )
+        return values
+
+    return Problem(checked_sample, checked_reward, list(context) if context is not None else [None] * len(keys), keys)
+
+
+def name_of(function: Any) -> str:
+    """Return what messages call a map: its `__name__`, a method's with its class, or else the name of its class.
+
+    >>> name_of(len), name_of(partial(len)), name_of(Exact())
+    ('len', 'len', 'Exact')
+    """
+    function = function.func if isinstance(function, partial) else function
+    name: str = function.__qualname__ if ismethod(function) else getattr(function, "__name__", type(function).__name__)
+    return name
+
+
+def first_not_finite(values: Tensor) -> float:
+    """Return the first value that is infinite or not a number; there must be one."""
+    return float(values.detach()[~values.isfinite()][0])
+
+
+def check_per_row(name: str, given: Sequence[Any] | None, rows: int) -> None:
+    """Raise ValueError where `given` is not None and has not one entry per row."""
+    if given is not None and len(given) != rows:
+        raise ValueError(f"{name} needs one entry per row of the noise, {rows}, but has {len(given)}.")
+
+
+def vjp(values: Tensor, at: Tensor, weights: Tensor, keep_graph: bool = False) -> Tensor | None:
+    """Return d <weights, values> / d at, shape of `at`; None where `values` does not depend on it."""
+    if not values.requires_grad:
+        return None
+    found: Tensor | None = torch.autograd.grad(values, at, weights, retain_graph=keep_graph, allow_unused=True)[0]
+    return found
+
+
 class GradientEstimator(ABC):
     """One way to get the gradient; subclass and write `__call__`.
 
@@ -62,7 +143,7 @@ def check_differentiable(reward: Any, estimator: GradientEstimator) -> None:
     """Raise TypeError where the estimator needs a gradient that the reward, by its own word, does not have."""
     if estimator.needs_gradient and not getattr(reward, "differentiable", True):
         raise TypeError(
-            f"{type(reward).__name__} is not differentiable, and {type(estimator).__name__} needs its gradient; "
+            f"{name_of(reward)} is not differentiable, and {type(estimator).__name__} needs its gradient; "
             "choose the estimator Hybrid2, Hybrid1 or ZOSGD."
         )
 
@@ -73,18 +154,17 @@ class Exact(GradientEstimator):
     needs_gradient = True
 
     def __call__(self, problem: Problem, noise: Tensor) -> Estimate:
-        """Raise TypeError where the reward has no gradient."""
-        z = noise.detach().requires_grad_(True)
+        """Raise TypeError where the reward or the sample has no gradient."""
+        z, clean = _traced(problem, noise)
         with torch.enable_grad():
-            clean = problem.sample(z, problem.context)
             reward = problem.reward(clean, problem.context)
-            if not reward.requires_grad:
-                raise TypeError(
-                    "the reward gives no gradient with respect to the sample, though it is declared differentiable; "
-                    "set differentiable = False and estimate its gradient (Hybrid2, Hybrid1, ZOSGD), or do not detach."
-                )
-            (gradient,) = torch.autograd.grad(reward.sum(), z)
-        return Estimate(clean.detach(), reward.detach(), gradient)
+        slope = vjp(reward, clean, torch.ones_like(reward))
+        if slope is None:
+            raise TypeError(
+                "the reward gives no gradient with respect to the sample, though it is declared differentiable; "
+                "set differentiable = False and estimate its gradient (Hybrid2, Hybrid1, ZOSGD), or do not detach."
+            )
+        return Estimate(clean.detach(), reward.detach(), _pulled_back(slope, clean, z))
 
 
 class Perturbed(GradientEstimator):
@@ -204,14 +284,28 @@ class Hybrid2(Perturbed):
 
 def _through_sampler(problem: Problem, noise: Tensor, estimate: Callable[[Tensor, Tensor], Tensor]) -> Estimate:
     """Return the gradient of <H, M(z)>, H held fixed: the surrogate of D appendix D.1, which is ascended."""
-    z = noise.detach().requires_grad_(True)
-    with torch.enable_grad():
-        clean = problem.sample(z, problem.context)
+    z, clean = _traced(problem, noise)
     with torch.no_grad():
         reward = problem.reward(clean.detach(), problem.context)
         direction = estimate(clean.detach(), reward)
-    (gradient,) = torch.autograd.grad(clean, z, direction)
-    return Estimate(clean.detach(), reward, gradient)
+    return Estimate(clean.detach(), reward, _pulled_back(direction, clean, z))
+
+
+def _traced(problem: Problem, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Return z, which requires a gradient, and M(z) with its graph."""
+    z = noise.detach().requires_grad_(True)
+    with torch.enable_grad():
+        clean = problem.sample(z, problem.context)
+    if not clean.requires_grad:
+        raise TypeError(DETACHED_SAMPLE)
+    return z, clean
+
+
+def _pulled_back(direction: Tensor, clean: Tensor, z: Tensor) -> Tensor:
+    gradient = vjp(clean, z, direction)
+    if gradient is None:  # a graph there is, of the sampler's own weights
+        raise TypeError(DETACHED_SAMPLE)
+    return gradient
 
 
 def _repeat(rows: Tensor, like: Tensor) -> Tensor:

@@ -17,7 +17,15 @@ from torch import Tensor
 from torch.optim import Adam, Optimizer
 
 from constrained_diffusion.noise_optimization.concentration import log_bounds, log_probability
-from constrained_diffusion.noise_optimization.gradients import Exact, GradientEstimator, Problem, check_differentiable
+from constrained_diffusion.noise_optimization.gradients import (
+    Exact,
+    GradientEstimator,
+    check_differentiable,
+    check_per_row,
+    checked_problem,
+    first_not_finite,
+    name_of,
+)
 from constrained_diffusion.noise_optimization.orders import check_size, draw_orders
 from constrained_diffusion.noise_optimization.record import Record, StopReason
 from constrained_diffusion.noise_optimization.regularizers import PRNO, Regularizer
@@ -34,7 +42,8 @@ class NoiseOptimizer:
     Args:
         sample: z `(B, *z_shape)` -> samples `(B, *shape)`, differentiable in z unless the estimator is `ZOSGD`. Called
             with the rows' contexts as second argument where `run` is given any.
-        reward: samples -> `(B,)`, larger is better; likewise.
+        reward: samples -> `(B,)`, larger is better; likewise. Messages call it by its `__name__`, an object without one
+            by its class.
         steps: updates of z, at most.
         regularizer: keeps z typical; PRNO by default.
         estimator: how the reward's gradient is got; `Exact` needs a differentiable reward.
@@ -43,8 +52,9 @@ class NoiseOptimizer:
         k: length of the rows that the concentration bounds cut z into.
         permutations: q, the random orders of each step.
         typical_probability: the returned iterate is the best one with P(z) of at least this.
-        stop_reward, stop_probability, max_seconds: a row stops when its reward has reached the first, when its P(z) has
-            fallen below the second; all stop after so many seconds.
+        stop_reward, stop_probability, max_seconds: a row stops when the reward of an iterate with P(z) of at least
+            `typical_probability` has reached the first, when its P(z) has fallen below the second; all stop after so
+            many seconds.
         seed: keys the random orders.
 
     Raises:
@@ -110,8 +120,9 @@ class NoiseOptimizer:
             state: what `state_dict` gave in an interrupted run of the same batch, to go on from.
 
         Raises:
-            ValueError: k does not divide the size of z, there are not as many contexts or keys as rows, the reward's
-                shape is wrong, or it is not finite.
+            ValueError: the noise has no rows, k does not divide the size of z, there are not as many contexts, keys or
+                samples as rows, the reward's shape is wrong, or it or its gradient is not finite.
+            TypeError: `sample` or `reward` returns no tensor, or has no gradient where the estimator needs it.
         """
         run = Run(self, noise, context, keys)
         if state is not None:
@@ -133,12 +144,16 @@ class Run:
     def __init__(
         self, settings: NoiseOptimizer, noise: Tensor, context: Sequence[Any] | None, keys: Sequence[int] | None
     ) -> None:
+        if noise.ndim < 2 or len(noise) == 0:
+            raise ValueError(
+                f"expected noise of shape (B, *z_shape) with at least one row, got {tuple(noise.shape)}; give at "
+                "least one z, a single one as z[None]."
+            )
         check_size(noise[0].numel(), settings.k)
         self.settings, self.context = settings, context
         self.keys = list(keys) if keys is not None else list(range(len(noise)))
-        for name, given in (("context", context), ("keys", self.keys)):
-            if given is not None and len(given) != len(noise):
-                raise ValueError(f"{name} needs one entry per row of the noise, {len(noise)}, but has {len(given)}.")
+        check_per_row("context", context, len(noise))
+        check_per_row("keys", self.keys, len(noise))
         self.noise = noise.detach().to(torch.promote_types(noise.dtype, torch.float32)).clone()
         self.optimizer = settings.optimizer([self.noise])
         self.records: list[Record] = []
@@ -162,6 +177,7 @@ class Run:
         last = self.evaluations >= settings.steps
         noise = self.noise[rows]
         clean, reward, gradient = self._evaluate(rows, noise, last)
+        gradients = [(name_of(settings.reward), gradient)]
         flat = noise.flatten(1).requires_grad_(not last and settings.regularizer.weight > 0)
         orders = draw_orders(
             flat.shape[1], settings.k, settings.permutations, (settings.seed, ORDERS, self.evaluations)
@@ -170,29 +186,30 @@ class Run:
             bounds = log_bounds(flat, orders.to(flat.device), settings.k)
             if flat.requires_grad:
                 regularizer = settings.regularizer.weight * settings.regularizer(flat, bounds).sum()
-                gradient = gradient + torch.autograd.grad(regularizer, flat)[0].view_as(noise)
+                pull = torch.autograd.grad(regularizer, flat)[0].view_as(noise)
+                gradients.append((name_of(settings.regularizer), pull))
         self._note(rows, noise.detach(), clean, reward.tolist(), log_probability(bounds.detach()).tolist())
         self.evaluations += 1
         self.seconds += time.perf_counter() - started
         self._stop(rows)
-        if self._running():
-            self._move(rows, gradient)
+        going = [place for place, i in enumerate(rows) if self.records[i].stopped == "none"]
+        if going:
+            self._move([rows[place] for place in going], [(name, part[going]) for name, part in gradients])
         return dict(zip(rows, clean, strict=True))
 
     def _evaluate(self, rows: list[int], noise: Tensor, last: bool) -> tuple[Tensor, Tensor, Tensor]:
-        settings, with_context = self.settings, self.context is not None
-        context = [self.context[i] for i in rows] if self.context is not None else [None] * len(rows)
-        problem = Problem(
-            _checked(settings.sample, with_context),
-            partial(_checked_reward, _checked(settings.reward, with_context), type(settings.reward).__name__),
-            context,
+        settings = self.settings
+        problem = checked_problem(
+            settings.sample,
+            settings.reward,
+            None if self.context is None else [self.context[i] for i in rows],
             [(settings.seed, self.evaluations, self.keys[i]) for i in rows],
         )
         if not last:
             return settings.estimator(problem, noise)
         with torch.no_grad():  # the last iterate is looked at, but not moved
-            clean = problem.sample(noise, context)
-            return clean, problem.reward(clean, context), torch.zeros_like(noise)
+            clean = problem.sample(noise, problem.context)
+            return clean, problem.reward(clean, problem.context), torch.zeros_like(noise)
 
     def _note(
         self, rows: list[int], noise: Tensor, clean: Tensor, rewards: list[float], log_probabilities: list[float]
@@ -203,24 +220,35 @@ class Run:
             record = self.records[i]
             record.rewards.append(reward)
             record.log_probabilities.append(log_p)
-            best = record.log_probabilities[record.best_step] >= self.settings.log_typical
-            if log_p >= self.settings.log_typical and (not best or reward > record.reward):
+            if log_p >= self.settings.log_typical and (not self._typical(record) or reward > record.reward):
                 record.best_step = len(record.rewards) - 1
                 record.sample, record.noise = clean[place].clone(), noise[place].clone()
 
+    def _typical(self, record: Record) -> bool:
+        return record.log_probabilities[record.best_step] >= self.settings.log_typical
+
     def _stop(self, rows: list[int]) -> None:
         settings = self.settings
+        goal = math.inf if settings.stop_reward is None else settings.stop_reward
         for i in rows:
             record = self.records[i]
             reasons: list[tuple[bool, StopReason]] = [
-                (settings.stop_reward is not None and record.reward >= settings.stop_reward, "reward"),
+                (record.reward >= goal and self._typical(record), "reward"),
                 (record.log_probabilities[-1] < settings.log_stop, "probability"),
                 (len(record.rewards) > settings.steps, "steps"),
                 (settings.max_seconds is not None and self.seconds >= settings.max_seconds, "seconds"),
             ]
             record.stopped = next((reason for holds, reason in reasons if holds), "none")
 
-    def _move(self, rows: list[int], gradient: Tensor) -> None:
+    def _move(self, rows: list[int], gradients: list[tuple[str, Tensor]]) -> None:
+        for name, part in gradients:
+            if not bool(part.isfinite().all()):
+                raise ValueError(
+                    f"the gradient of {name} with respect to z must be finite, but is {first_not_finite(part)} for a "
+                    "sample; keep its roots, logarithms and quotients, and the sample map's, away from 0, such as by "
+                    "clamp(min=1e-12)."
+                )
+        gradient = torch.stack([part for _, part in gradients]).sum(0)
         if self.settings.max_grad_norm is not None:
             norm = gradient.flatten(1).norm(dim=1).clamp(min=1e-12)
             factor = (self.settings.max_grad_norm / norm).clamp(max=1)
@@ -263,26 +291,5 @@ class Run:
         with torch.no_grad():
             self.noise.copy_(state["noise"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.records = [Record(**record) for record in state["records"]]
+        self.records = [Record.from_state(record, self.noise.device) for record in state["records"]]
         self.evaluations, self.seconds = state["evaluations"], state["seconds"]
-
-
-def _checked(function: Callable[..., Tensor], with_context: bool) -> Callable[[Tensor, list[Any]], Tensor]:
-    return function if with_context else lambda values, _: function(values)
-
-
-def _checked_reward(
-    reward: Callable[[Tensor, list[Any]], Tensor], name: str, clean: Tensor, context: list[Any]
-) -> Tensor:
-    values = reward(clean, context)
-    if values.shape != clean.shape[:1]:
-        raise ValueError(
-            f"a reward must return one number per sample, shape {tuple(clean.shape[:1])}, but {name} returned "
-            f"{tuple(values.shape)}; average or sum over the rest."
-        )
-    if not bool(values.isfinite().all()):
-        wrong = float(values.detach()[~values.isfinite()][0])
-        raise ValueError(
-            f"{name} returned {wrong} for a sample; a reward must be finite: bound it, or floor its logarithm."
-        )
-    return values

@@ -102,7 +102,7 @@ def check_size(size: int, k: int) -> None:
     if k < 1 or size < 1 or size % k:
         raise ValueError(
             f"k must divide the number of noise variables of a sample, {size}, but got k={k}; choose a divisor, "
-            "such as 1 or 2, or leave the regulariser out."
+            "such as 1."
         )
 
 

@@ -42,6 +42,14 @@ class Record:
         """Return all of it as a dictionary that `torch.load(weights_only=True)` reads."""
         return dict(vars(self))
 
+    @classmethod
+    def from_state(cls, state: dict[str, Any], device: torch.device) -> Record:
+        """Return the record of which `state` is the state, its tensors on `device`."""
+        moved: dict[str, Any] = {
+            name: value.to(device) if isinstance(value, Tensor) else value for name, value in state.items()
+        }
+        return cls(**moved)
+
     def summary(self) -> dict[str, Any]:
         """Return what one line of a table says: no tensors, numbers of finite length."""
         return {

@@ -113,6 +113,23 @@ def test_many_samples_average_a_quadratic_reward_over_the_spread(schedule: Noise
             torch.testing.assert_close(few, one, rtol=0.2, atol=1e-3)
 
 
+def test_a_rows_keys_make_its_guidance_its_own(schedule: NoiseSchedule, exact: Any) -> None:
+    def guided(noisy: Tensor, keys: list[int] | None) -> Tensor:
+        predict = loss_guided(
+            exact(schedule, MEAN, VARIANCE), schedule, lambda x: -(x - 1).square().sum(1), 1.0, 3, keys=keys
+        )
+        return predict(noisy, torch.full((len(noisy),), 50)).clean
+
+    noisy = draw(3, 2)
+    together = guided(noisy, [11, 12, 13])
+    torch.testing.assert_close(guided(noisy[1:], [12, 13]), together[1:])
+    torch.testing.assert_close(guided(noisy.flip(0), [13, 12, 11]), together.flip(0))
+    assert not torch.allclose(guided(noisy[1:], [11, 12]), together[1:])
+    assert torch.equal(guided(noisy, None), guided(noisy, [0, 1, 2]))
+    with pytest.raises(ValueError, match="keys needs one entry per row of the noise, 3, but has 2"):
+        guided(noisy, [1, 2])
+
+
 def test_guidance_is_keyed_and_leaves_no_graph(schedule: NoiseSchedule, exact: Any) -> None:
     def sharp(x: Tensor) -> Tensor:
         return -10 * (x - 1).square().sum(1)

@@ -19,6 +19,7 @@ from constrained_diffusion.noise_optimization.concentration import (
     prno,
     spectral_norm,
 )
+from constrained_diffusion.noise_optimization.optimizer import NoiseOptimizer
 from constrained_diffusion.noise_optimization.orders import draw_orders
 
 LATENTS = 835_584  # 51 latents of 4 x 64 x 64
@@ -125,6 +126,13 @@ def test_p_refuses_what_is_not_noise(change: Callable[[Tensor], Tensor]) -> None
 def test_p_accepts_noise() -> None:
     for seed in range(3):
         assert 0.01 < probability(draw(1, LATENTS, seed=seed))[0] <= 1
+
+
+def test_p_accepts_noise_in_as_many_orders_as_are_drawn_by_default() -> None:
+    default = NoiseOptimizer(lambda z: z, lambda x: x.mean(1))
+    assert (default.k, default.permutations) == (2, 100)
+    for seed in range(3):
+        assert 0.01 < probability(draw(1, LATENTS, seed=seed), default.k, default.permutations)[0] <= 1
 
 
 def test_only_the_natural_order_sees_that_neighbours_move_together() -> None:
