@@ -26,10 +26,17 @@ def test_a_killed_command_goes_on_in_its_folder(tmp_path: Path, monkeypatch: pyt
     monkeypatch.delenv("CONSTRAINED_DIFFUSION_RUNS", raising=False)
     run = tmp_path / "runs" / "dno_mnist" / "1"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+
+    def half_done(run: Path) -> bool:
+        """Whether the state of the second batch is there: it is younger than the rows of the first."""
+        try:
+            return (run / "unfinished" / "rank0.pt").stat().st_mtime_ns > (run / "results.jsonl").stat().st_mtime_ns
+        except FileNotFoundError:
+            return False
+
     with subprocess.Popen([sys.executable, "-m", "constrained_diffusion.cli", *COMMAND], env=environment) as process:
-        half_done = run / "unfinished" / "seed-000003.pt"  # the second batch's
         give_up = time.monotonic() + 300
-        while not half_done.exists():
+        while not half_done(run):
             assert process.poll() is None, "the command ended before it could be killed"
             assert time.monotonic() < give_up
             time.sleep(0.02)

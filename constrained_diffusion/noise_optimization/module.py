@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -67,7 +66,7 @@ class DirectNoiseOptimization(LightningModule):
         self.evaluation = evaluation
         if evaluation is not None and self.constraints:
             evaluation.bind(self.constraints)
-        self.optimizer = NoiseOptimizer(self.mapping, self._reward, **settings)
+        self.optimizer = NoiseOptimizer(self.mapping, _Rated(self.reward, type(objective).__name__), **settings)
         check_differentiable(self.reward, self.optimizer.estimator)
 
     def setup(self, stage: str) -> None:
@@ -101,11 +100,19 @@ class DirectNoiseOptimization(LightningModule):
         return images(clean) if self.evaluation is None else self.evaluation.pictures(clean)
 
     def predict_step(self, batch: Any, batch_idx: int) -> Optimized:
-        """Optimise the batch's jobs that have no results yet."""
-        done = set(itertools.chain(*(callback.finished_jobs(self.trainer) for callback in self._watchers())))
-        jobs = [job for job in as_jobs(batch) if job.key not in done]
+        """Optimise the batch's jobs that have no results yet; an interrupted run of them goes on as a whole.
+
+        Raises:
+            ValueError: the reward is not finite, or as `NoiseOptimizer.run`; the message names the jobs.
+        """
+        whole, watchers = as_jobs(batch), self._watchers()
+        done = set().union(*(callback.finished_jobs(self.trainer, whole) for callback in watchers))
+        jobs: Sequence[Job] = [job for job in whole if job.key not in done]
         if not jobs:
             return Optimized([], [])
+        runs = [callback.interrupted(self.trainer, whole) for callback in watchers]
+        earlier = next((run for run in runs if run is not None and set(jobs) <= set(run.jobs)), None)
+        jobs = jobs if earlier is None else earlier.jobs
         with torch.inference_mode(False), torch.enable_grad():
             run = Run(
                 self.optimizer,
@@ -113,19 +120,23 @@ class DirectNoiseOptimization(LightningModule):
                 [job.prompt for job in jobs],
                 [job.seed for job in jobs],
             )
-            for callback in self._watchers():
-                if (state := callback.interrupted(self.trainer, jobs)) is not None:
-                    run.load_state_dict(state)
-            for callback in self._watchers():
+            if earlier is not None:
+                run.load_state_dict(earlier.state)
+            for callback in () if run.finished else watchers:
                 callback.on_batch_begin(self.trainer, self, jobs, run)
             while not run.finished:
-                clean = run.step()
-                for callback in self._watchers():
+                try:
+                    clean = run.step()
+                except ValueError as error:
+                    for callback in watchers:
+                        callback.on_failure(self.trainer, self, jobs, run)
+                    raise ValueError(f"{' .. '.join(dict.fromkeys((jobs[0].key, jobs[-1].key)))}: {error}") from error
+                for callback in watchers:
                     callback.on_evaluation(self.trainer, self, jobs, run, clean)
         return Optimized(jobs, run.records)
 
-    def _watchers(self) -> Iterator[NoiseCallback]:
-        return (callback for callback in self.trainer.callbacks if isinstance(callback, NoiseCallback))  # type: ignore[attr-defined]
+    def _watchers(self) -> list[NoiseCallback]:
+        return [callback for callback in self.trainer.callbacks if isinstance(callback, NoiseCallback)]  # type: ignore[attr-defined]
 
     def _predictor(self, prompts: list[Any]) -> Predict:
         model = self.model
@@ -147,7 +158,14 @@ class DirectNoiseOptimization(LightningModule):
     def _precision(self) -> AbstractContextManager[Any]:
         return self._trainer.precision_plugin.forward_context() if self._trainer else nullcontext()
 
-    def _reward(self, clean: Tensor, prompts: list[Any]) -> Tensor:
+
+class _Rated:
+    """A reward as a function of samples and prompts, which errors call by the name of the user's class."""
+
+    def __init__(self, reward: Reward, name: str) -> None:
+        self.reward, self.__name__ = reward, name
+
+    def __call__(self, clean: Tensor, prompts: list[Any]) -> Tensor:
         values: Tensor = self.reward(clean, prompts) if self.reward.needs_prompts else self.reward(clean)
         return values
 

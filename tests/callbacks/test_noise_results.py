@@ -35,12 +35,20 @@ def test_damaged_results_of_an_interrupted_command(tmp_path: Path) -> None:
 
 def test_a_damaged_state_of_an_interrupted_batch(tmp_path: Path) -> None:
     class Here:
-        default_root_dir = tmp_path
+        default_root_dir, datamodule, global_rank = tmp_path, None, 0
 
     (tmp_path / "unfinished").mkdir()
-    file, jobs, mark = tmp_path / "unfinished" / "a.pt", [Job("a", None, 0)], tmp_path / "executed"
-    for content in ({"keys": ["a"], "run": Trap(mark)}, {"keys": ["a"]}, {}, [1]):
+    file, jobs, mark = tmp_path / "unfinished" / "rank0.pt", [Job("a", None, 0)], tmp_path / "executed"
+    for content in (
+        {"jobs": [["a", None, 0]], "run": Trap(mark)},
+        {"jobs": [["a", None, 0]]},
+        {"jobs": [["a"]]},
+        {},
+        [1],
+    ):
         torch.save(content, file)
-        with pytest.raises(ValueError, match="a.pt', from which a batch would go on, is damaged .* delete it to start"):
+        with pytest.raises(
+            ValueError, match="rank0.pt', from which a batch would go on, is damaged .* delete it to start"
+        ):
             NoiseResults().interrupted(Here(), jobs)  # type: ignore[arg-type]
     assert not mark.exists()

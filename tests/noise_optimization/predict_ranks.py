@@ -1,14 +1,18 @@
-"""Run by test_module.py as a program, `predict_ranks.py FOLDER SHARD`: `Trainer.predict` on two gloo ranks."""
+"""Run by test_module.py as a program, `predict_ranks.py FOLDER KIND`: `Trainer.predict` on two gloo ranks."""
 
 import sys
+import time
+from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
-from constrained_diffusion.callbacks import NoiseResults
+from constrained_diffusion.callbacks import NoiseReport, NoiseResults
 from constrained_diffusion.datamodules import SeedsDataModule
 from constrained_diffusion.denoisers import Denoiser, DiffusersSchedule
 from constrained_diffusion.diffusion import Normalizer
@@ -56,22 +60,56 @@ class Tiny(nn.Module):
         return self.layer(noisy)
 
 
-def predict(folder: Path, shard: bool, devices: int) -> None:
-    """Optimise four seeds on so many ranks; results lie in the folder."""
+class Late(Callback):
+    """The second rank begins so many seconds after the first."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def on_predict_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int, _: int = 0) -> None:
+        if batch_idx == 0:
+            time.sleep(self.seconds * trainer.global_rank)
+
+
+def predict(folder: Path, shard: bool, devices: int, late: float = 0.0, timeout: float = 600.0) -> None:
+    """Optimise four seeds on so many ranks, whose process group has the timeout; results lie in the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     schedule = DiffusersSchedule({"num_train_timesteps": 100, "prediction_type": "epsilon"})
     module = DirectNoiseOptimization(
         Denoiser(Tiny(), schedule, Normalizer(), sample_shape=(1, 4, 4)), Dark(), Sampler(steps=3, eta=1.0),
         steps=4, permutations=5, evaluation=TooLight(), estimator=Hybrid2(5, shard=shard),
     )  # fmt: skip
+    strategy = DDPStrategy(start_method="fork", timeout=timedelta(seconds=timeout)) if devices > 1 else "auto"
     trainer = Trainer(
-        accelerator="cpu", devices=devices, strategy="ddp_fork" if devices > 1 else "auto", logger=False,
+        accelerator="cpu", devices=devices, strategy=strategy, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
-        callbacks=[NoiseResults()],
+        callbacks=[Late(late), NoiseResults(), NoiseReport()],
     )  # fmt: skip
     trainer.predict(module, datamodule=SeedsDataModule(predict_samples=4, eval_batch_size=2), return_predictions=False)
 
 
+def predict_until_a_row_is_written(folder: Path) -> None:
+    """The same on one rank, killed between the first two rows."""
+    write = NoiseResults._write
+
+    def one(self: Any, trainer: Trainer, module: Any, job: Any, record: Any) -> None:
+        if self._kept:
+            raise KeyboardInterrupt
+        write(self, trainer, module, job, record)
+
+    NoiseResults._write = one  # type: ignore[method-assign]
+    with suppress(SystemExit):  # by which Lightning ends
+        predict(folder, True, 1)
+    NoiseResults._write = write  # type: ignore[method-assign]
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    predict(Path(sys.argv[1]), sys.argv[2] == "shard", 2)
+    folder, kind = Path(sys.argv[1]), sys.argv[2]
+    if kind == "late":
+        predict(folder, False, 2, late=10.0, timeout=5.0)
+    elif kind == "again":
+        predict_until_a_row_is_written(folder)
+        predict(folder, True, 2, late=3.0, timeout=30.0)
+    else:
+        predict(folder, kind == "shard", 2)

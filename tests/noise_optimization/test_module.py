@@ -1,4 +1,4 @@
-"""`Trainer.predict` with a tiny denoiser: what is returned, what lies on disk, and going on after a kill."""
+"""`Trainer.predict` with a tiny denoiser: what is returned, and what lies on disk; after a kill: test_module_killed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from constrained_diffusion.callbacks import NoiseCallback, NoiseProgress, NoiseReport, NoiseResults
+from constrained_diffusion.callbacks import NoiseProgress, NoiseReport, NoiseResults
 from constrained_diffusion.callbacks.noise_results import read_results
 from constrained_diffusion.datamodules import SeedsDataModule
 from constrained_diffusion.noise_optimization.gradients import Hybrid2
@@ -40,18 +40,6 @@ class BlackBox(Bright):
 
     def forward(self, clean: Tensor) -> Tensor:
         return super().forward(clean.detach())
-
-
-class Kill(NoiseCallback):
-    """Stops the process's work at an evaluation, as a kill would."""
-
-    def __init__(self, at: int) -> None:
-        self.at = at
-
-    def on_evaluation(self, trainer: Any, module: Any, jobs: Any, run: Any, clean: Any) -> None:
-        self.at -= 1
-        if self.at == 0:
-            raise KeyboardInterrupt
 
 
 @pytest.fixture
@@ -120,39 +108,6 @@ def test_results_pictures_and_report(module: Any, predict: Any, tmp_path: Path, 
     assert list((run / "unfinished").iterdir()) == []
 
 
-@pytest.mark.parametrize("at", [1, 3, 5, 7, 9])
-def test_a_killed_run_goes_on_where_it_was(module: Any, predict: Any, tmp_path: Path, at: int) -> None:
-    predict(module(), NoiseResults(), folder="whole")
-    with pytest.raises((KeyboardInterrupt, SystemExit)):
-        predict(module(), NoiseResults(save_every_seconds=0), Kill(at))
-    done = {row["key"]: row for row in rows(tmp_path / "run")} if (tmp_path / "run" / "results.jsonl").exists() else {}
-    assert len(done) == (4 if at > 5 else 0)
-    counted: list[int] = []
-
-    class Count(NoiseCallback):
-        def on_evaluation(self, trainer: Any, module: Any, jobs: Any, run: Any, clean: Any) -> None:
-            counted.append(run.evaluations)
-
-    predict(module(), NoiseResults(), Count())
-    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
-    lost = {1: 0, 3: 0, 5: 1, 7: 0, 9: 0}[at]  # the state of a batch's last evaluation is not written
-    assert len(counted) == 10 - at + lost
-    assert [p.name for p in (tmp_path / "run" / "unfinished").iterdir()] == []
-
-
-def test_a_line_that_a_kill_has_cut_is_done_again(module: Any, predict: Any, tmp_path: Path) -> None:
-    predict(module(), NoiseResults())
-    file = tmp_path / "run" / "results.jsonl"
-    whole = rows(tmp_path / "run")
-    file.write_text(file.read_text()[:-30])
-    predict(module(), NoiseResults())
-    lines = file.read_text().splitlines()
-    again = [json.loads(line) for line in [*lines[:5], lines[6]]]
-    assert again[:5] == whole[:5]
-    assert again[5]["key"] == whole[5]["key"]
-    assert again[5]["rewards"] == pytest.approx(whole[5]["rewards"], rel=1e-5)  # alone now, before in a batch of two
-
-
 def test_a_constraint_is_maximised_as_its_feasibility(module: Any, predict: Any, too_bright: Any) -> None:
     constraint = too_bright(tolerance=-0.2)
     [part, _] = predict(module(constraint))
@@ -187,17 +142,24 @@ def test_jobs_of_seeds_are_named_by_them() -> None:
 # ---------------------------------------------------------------------------------------------------------------- ranks
 
 
-@pytest.mark.parametrize("shard", ["shard", "samples"])
-def test_two_ranks_find_what_one_finds(tmp_path: Path, shard: str, run_program: Any) -> None:
+@pytest.mark.parametrize("kind", ["shard", "samples", "again"])  # the last: after a kill between two rows
+def test_two_ranks_find_what_one_finds(tmp_path: Path, kind: str, run_program: Any) -> None:
     program = Path(__file__).with_name("predict_ranks.py")
-    run_program(program, tmp_path / "two", shard)
+    run_program(program, tmp_path / "two", kind)
     runpy.run_path(str(program))["predict"](tmp_path / "one", False, 1)
     alone, together = read_results(tmp_path / "one"), read_results(tmp_path / "two")
     assert [row["key"] for row in together] == [f"seed-{i:06d}" for i in range(4)]
     for ours, theirs in zip(together, alone, strict=True):
         assert ours["rewards"] == pytest.approx(theirs["rewards"], abs=1e-5)
         assert ours["rewards"][-1] > ours["rewards"][0]
-    assert len(list((tmp_path / "two").glob("results*.jsonl"))) == (1 if shard == "shard" else 2)
+    assert [path.name for path in (tmp_path / "two").glob("results*.jsonl*")] == ["results.jsonl"]
+    assert [row["key"] for row in rows(tmp_path / "two")] == [row["key"] for row in together]
     figures = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two")]
     assert figures[0] == figures[1]
     assert figures[1]["after"]["n"] == 4
+
+
+def test_a_rank_waits_for_another_beyond_the_timeout_of_their_process_group(tmp_path: Path, run_program: Any) -> None:
+    run_program(Path(__file__).with_name("predict_ranks.py"), tmp_path, "late")
+    assert len(rows(tmp_path)) == 4
+    assert (tmp_path / "report.html").exists()

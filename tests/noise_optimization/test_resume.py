@@ -15,7 +15,7 @@ from torch.optim import Adam
 from constrained_diffusion.noise_optimization import optimizer as module
 from constrained_diffusion.noise_optimization.gradients import Exact, Hybrid1
 from constrained_diffusion.noise_optimization.optimizer import NoiseOptimizer, Run
-from constrained_diffusion.noise_optimization.record import Record
+from constrained_diffusion.noise_optimization.record import Record, stack
 from constrained_diffusion.noise_optimization.regularizers import Unregularized
 from constrained_diffusion.randomness import keyed_normal
 
@@ -69,6 +69,17 @@ def test_a_row_stops_where_its_reward_is_reached() -> None:
     assert stopped[1].reward >= level > max(stopped[1].rewards[:-1])
 
 
+def test_a_reward_counts_as_reached_by_a_typical_iterate_alone() -> None:
+    noise = 3 + start(1, 2, shape=(2, 500))  # P(z) is 0, the reward 3
+    settings: dict[str, Any] = {"sample": lambda z: z, "reward": lambda x: x.flatten(1).mean(1), "stop_reward": 0.1}
+    for record in make(**settings).run(noise):
+        assert min(record.rewards) > 0.1
+        assert max(record.log_probabilities) < math.log(0.01)
+        assert record.stopped == "steps"
+    for record in make(**settings, typical_probability=0.0).run(noise):
+        assert (record.stopped, len(record.rewards)) == ("reward", 1)
+
+
 def test_a_row_stops_where_its_noise_has_left_the_typical_set() -> None:
     for record in make(
         lambda z: z,
@@ -106,7 +117,7 @@ def test_a_stopped_row_is_not_evaluated_again() -> None:
         return x.sum(1)
 
     noise = torch.stack([torch.full((4,), 5.0), torch.zeros(4)])  # the first row is there from the start
-    run = Run(make(lambda z: z, reward, stop_reward=19.0, steps=3), noise, None, None)
+    run = Run(make(lambda z: z, reward, stop_reward=19.0, typical_probability=0.0, steps=3), noise, None, None)
     assert run.step().keys() == {0, 1}
     assert run.step().keys() == {1}
     while not run.finished:
@@ -173,6 +184,30 @@ def test_a_finished_state_is_finished() -> None:
     assert not again.finished
     again.load_state_dict(saved(run.state_dict()))
     assert again.finished
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "meta",
+        pytest.param(
+            "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+        ),
+    ],
+)
+def test_a_state_from_a_file_goes_to_the_noises_device(device: str) -> None:
+    """Files are read to the CPU, whatever the run computes on."""
+    run = Run(make(), start(1, 2), None, None)
+    run.step()
+    again = Run(make(network().to(device)), start(1, 2).to(device), None, None)
+    again.load_state_dict(saved(run.state_dict()))
+    for record in again.records:
+        assert {tensor.device.type for tensor in (record.start, record.sample, record.noise)} == {device}
+    if device == "meta":  # has no values to go on with
+        return
+    while not again.finished:
+        again.step()
+    assert stack(again.records, "sample").device.type == device
 
 
 def test_the_state_of_another_batch_is_refused() -> None:
