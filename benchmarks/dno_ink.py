@@ -35,7 +35,7 @@ REWARD = Brightness()
 GAMMAS = (0.1, 1.0)
 RATES = (0.005, 0.01, 0.02, 0.03, 0.05)
 CHAINS = ((1, 1), (5, 1), (1, 10))  #: of guidance: best of so many chains, Monte-Carlo samples
-SCALES = (1.0, 3.0, 10.0, 20.0, 30.0, 45.0, 60.0)
+SCALES = (1.0, 3.0, 6.0, 10.0, 20.0, 30.0, 45.0, 60.0)
 RECOGNISED = (0.75, 0.7, 0.6, 0.5)  #: shares of digits that are asked for; of unpushed ones they are some 0.77
 
 

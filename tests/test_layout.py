@@ -37,6 +37,7 @@ FLOORS = {  # the longest name that fits counts
     "noise_optimization.concentration": GROUND,
     "noise_optimization.orders": GROUND,
     "noise_optimization.regularizers": GROUND,
+    "noise_optimization.problem": GROUND,
     "noise_optimization.gradients": FIRST,
     "noise_optimization.memory": FIRST,
     "noise_optimization.mapping": FIRST,

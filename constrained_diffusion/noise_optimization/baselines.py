@@ -11,8 +11,8 @@ from torch import Tensor
 
 from constrained_diffusion.denoisers.adapter import Prediction
 from constrained_diffusion.diffusion import NoiseSchedule
-from constrained_diffusion.noise_optimization.gradients import check_per_row
 from constrained_diffusion.noise_optimization.memory import Predict
+from constrained_diffusion.noise_optimization.problem import check_per_row
 from constrained_diffusion.randomness import keyed_normal
 
 Context = list[Any]

@@ -25,7 +25,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from constrained_diffusion.noise_optimization.gradients import Problem, check_per_row, checked_problem, vjp
+from constrained_diffusion.noise_optimization.gradients import vjp
+from constrained_diffusion.noise_optimization.problem import Problem, check_per_row, checked_problem
 from constrained_diffusion.randomness import keyed_normal
 
 Kind = Literal["I", "II", "III", "moving"]

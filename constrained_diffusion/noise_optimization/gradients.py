@@ -14,16 +14,14 @@ reward, and mu can be changed without changing the step.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from functools import partial
-from inspect import ismethod
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from constrained_diffusion.distributed import sum_over_ranks
-from constrained_diffusion.precision import single
+from constrained_diffusion.noise_optimization.problem import Problem, name_of
 from constrained_diffusion.randomness import keyed_normal
 
 PERTURBATION = 0xD0  # the stream of perturbations, apart from those of noises and orders
@@ -31,16 +29,6 @@ DETACHED_SAMPLE = (
     "the sample gives no gradient with respect to z; do not detach or round in the sample map, or choose the estimator "
     "ZOSGD, which needs no gradient of it."
 )
-Key = tuple[int, ...]
-
-
-class Problem(NamedTuple):
-    """r(M(z)) for one batch; both maps take a second argument, the rows' contexts repeated as z is."""
-
-    sample: Callable[[Tensor, list[Any]], Tensor]  #: z `(N, ...)` -> x `(N, *shape)`
-    reward: Callable[[Tensor, list[Any]], Tensor]  #: x -> `(N,)`
-    context: list[Any]  #: one per row, such as a prompt
-    keys: list[Key]  #: one per row, for what is drawn
 
 
 class Estimate(NamedTuple):
@@ -49,72 +37,6 @@ class Estimate(NamedTuple):
     clean: Tensor  #: `(B, *shape)`, M(z), without graph
     reward: Tensor  #: `(B,)`, without graph
     gradient: Tensor  #: shape of z; to be ascended
-
-
-def checked_problem(
-    sample: Callable[..., Tensor], reward: Callable[..., Tensor], context: Sequence[Any] | None, keys: list[Key]
-) -> Problem:
-    """Return the problem of two maps that take contexts only where there are some; what they return is checked.
-
-    Its maps raise TypeError where no tensor is returned, and ValueError where there is not one sample per row of z, not
-    one reward per sample, or a reward that is not finite.
-    """
-
-    def call(function: Callable[..., Tensor], values: Tensor, contexts: list[Any], kind: str) -> Tensor:
-        found: Any = function(values) if context is None else function(values, contexts)
-        if not isinstance(found, Tensor):
-            raise TypeError(
-                f"a {kind} must return a tensor of one entry per row, but {name_of(function)} returned a "
-                f"{type(found).__name__}; stack the entries with torch.stack, or torch.tensor where they are numbers."
-            )
-        return found
-
-    def checked_sample(noise: Tensor, contexts: list[Any]) -> Tensor:
-        clean = call(sample, noise, contexts, "sample map")
-        if clean.shape[:1] != noise.shape[:1]:
-            raise ValueError(
-                f"a sample map must return one sample per row of z, {len(noise)}, but {name_of(sample)} returned shape "
-                f"{tuple(clean.shape)}; leave the first side as it is."
-            )
-        return clean
-
-    def checked_reward(clean: Tensor, contexts: list[Any]) -> Tensor:
-        values = single(call(reward, clean, contexts, "reward"))  # differences of verdicts, too, are taken below
-        if values.shape != clean.shape[:1]:
-            raise ValueError(
-                f"a reward must return one number per sample, shape {tuple(clean.shape[:1])}, but {name_of(reward)} "
-                f"returned {tuple(values.shape)}; average or sum over the rest."
-            )
-        if not bool(values.isfinite().all()):
-            raise ValueError(
-                f"{name_of(reward)} returned {first_not_finite(values)} for a sample; a reward must be finite: bound "
-                "it, or floor its logarithm."
-            )
-        return values
-
-    return Problem(checked_sample, checked_reward, list(context) if context is not None else [None] * len(keys), keys)
-
-
-def name_of(function: Any) -> str:
-    """Return what messages call a map: its `__name__`, a method's with its class, or else the name of its class.
-
-    >>> name_of(len), name_of(partial(len)), name_of(Exact())
-    ('len', 'len', 'Exact')
-    """
-    function = function.func if isinstance(function, partial) else function
-    name: str = function.__qualname__ if ismethod(function) else getattr(function, "__name__", type(function).__name__)
-    return name
-
-
-def first_not_finite(values: Tensor) -> float:
-    """Return the first value that is infinite or not a number; there must be one."""
-    return float(values.detach()[~values.isfinite()][0])
-
-
-def check_per_row(name: str, given: Sequence[Any] | None, rows: int) -> None:
-    """Raise ValueError where `given` is not None and has not one entry per row."""
-    if given is not None and len(given) != rows:
-        raise ValueError(f"{name} needs one entry per row of the noise, {rows}, but has {len(given)}.")
 
 
 def vjp(values: Tensor, at: Tensor, weights: Tensor, keep_graph: bool = False) -> Tensor | None:
@@ -196,6 +118,10 @@ class Perturbed(GradientEstimator):
         self.perturbations, self.mu, self.normalize = perturbations, mu, normalize
         self.batch_size, self.shard = batch_size, shard
 
+    @property
+    def _shares(self) -> bool:
+        return self.shard and torch.distributed.is_available() and torch.distributed.is_initialized()
+
     def _average(
         self, problem: Problem, perturbed: Tensor, result: Tensor, term: Callable[[Tensor, Problem], Tensor]
     ) -> Tensor:
@@ -208,7 +134,7 @@ class Perturbed(GradientEstimator):
             term: maps xi of p perturbations, `(p * B, ...)`, perturbation by perturbation, and the problem repeated p
                 times, to `(p * B, ...)`.
         """
-        on = self.shard and torch.distributed.is_available() and torch.distributed.is_initialized()
+        on = self._shares
         rank, world = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if on else (0, 1)
         mine = list(range(rank, self.perturbations, world))
         at_once = max(1, (self.batch_size or len(result) * self.perturbations) // len(result))
@@ -221,6 +147,16 @@ class Perturbed(GradientEstimator):
             total = total + term(xi, repeated).view(len(part), *result.shape).sum(0)
         total = sum_over_ranks(total) if on else total
         return total / self.perturbations
+
+    def _agreed(self, estimate: Estimate) -> Estimate:
+        """Return the estimate with the mean reward and gradient of the ranks that share its perturbations.
+
+        They differ by rounding alone, but a rank that stopped a step earlier would leave the others waiting for it.
+        """
+        if not self._shares:
+            return estimate
+        reward, gradient = (sum_over_ranks(part) / torch.distributed.get_world_size() for part in estimate[1:])
+        return Estimate(estimate.clean, reward, gradient)
 
     def _scaled(self, estimate: Tensor) -> Tensor:
         if not self.normalize:
@@ -244,7 +180,7 @@ class ZOSGD(Perturbed):
             values = repeated.reward(repeated.sample(z, repeated.context), repeated.context)
             return _per_row((values - _repeat(reward, values)) / self.mu, xi) * xi
 
-        return Estimate(clean, reward, self._scaled(self._average(problem, noise, noise, term)))
+        return self._agreed(Estimate(clean, reward, self._scaled(self._average(problem, noise, noise, term))))
 
 
 class Hybrid1(Perturbed):
@@ -261,7 +197,7 @@ class Hybrid1(Perturbed):
 
             return self._average(problem, clean, clean, term)
 
-        return _through_sampler(problem, noise, lambda x, r: self._scaled(estimate(x, r)))
+        return self._agreed(_through_sampler(problem, noise, lambda x, r: self._scaled(estimate(x, r))))
 
 
 class Hybrid2(Perturbed):
@@ -279,7 +215,7 @@ class Hybrid2(Perturbed):
 
             return self._average(problem, noise, clean, term)
 
-        return _through_sampler(problem, noise, lambda x, r: self._scaled(estimate(x, r)))
+        return self._agreed(_through_sampler(problem, noise, lambda x, r: self._scaled(estimate(x, r))))
 
 
 def _through_sampler(problem: Problem, noise: Tensor, estimate: Callable[[Tensor, Tensor], Tensor]) -> Estimate:

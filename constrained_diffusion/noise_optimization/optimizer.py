@@ -17,16 +17,9 @@ from torch import Tensor
 from torch.optim import Adam, Optimizer
 
 from constrained_diffusion.noise_optimization.concentration import log_bounds, log_probability
-from constrained_diffusion.noise_optimization.gradients import (
-    Exact,
-    GradientEstimator,
-    check_differentiable,
-    check_per_row,
-    checked_problem,
-    first_not_finite,
-    name_of,
-)
+from constrained_diffusion.noise_optimization.gradients import Exact, GradientEstimator, check_differentiable
 from constrained_diffusion.noise_optimization.orders import check_size, draw_orders
+from constrained_diffusion.noise_optimization.problem import check_per_row, checked_problem, first_not_finite, name_of
 from constrained_diffusion.noise_optimization.record import Record, StopReason
 from constrained_diffusion.noise_optimization.regularizers import PRNO, Regularizer
 from constrained_diffusion.precision import unrounded

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from constrained_diffusion.noise_optimization.gradients import ZOSGD, Exact, Hybrid1, Hybrid2, name_of
+from constrained_diffusion.noise_optimization.gradients import ZOSGD, Exact, Hybrid1, Hybrid2
 from constrained_diffusion.noise_optimization.optimizer import NoiseOptimizer, Run
+from constrained_diffusion.noise_optimization.problem import name_of
 from constrained_diffusion.noise_optimization.regularizers import Regularizer, Unregularized
 from constrained_diffusion.randomness import keyed_normal
 
