@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -19,6 +20,7 @@ from constrained_diffusion.noise_optimization.gradients import Perturbed, check_
 from constrained_diffusion.noise_optimization.mapping import NoiseToSample
 from constrained_diffusion.noise_optimization.memory import MemoryBudget, Predict
 from constrained_diffusion.noise_optimization.optimizer import NoiseOptimizer, Run
+from constrained_diffusion.noise_optimization.orders import check_size
 from constrained_diffusion.objectives import Constraint, Feasibility, Objective, Reward
 from constrained_diffusion.sampling import Sampler, seeded_noise
 
@@ -40,6 +42,7 @@ class DirectNoiseOptimization(LightningModule):
 
     Raises:
         TypeError: the objective has no gradient and the estimator needs one, or it needs prompts and has none.
+        ValueError: a setting is out of range, or k does not divide the numbers of a sample's noise.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class DirectNoiseOptimization(LightningModule):
             evaluation.bind(self.constraints)
         self.optimizer = NoiseOptimizer(self.mapping, _Rated(self.reward, type(objective).__name__), **settings)
         check_differentiable(self.reward, self.optimizer.estimator)
+        check_size(self.mapping.slices * math.prod(model.sample_shape), self.optimizer.k)  # before a run has a folder
 
     def setup(self, stage: str) -> None:
         estimator, data = self.optimizer.estimator, getattr(self.trainer, "datamodule", None)

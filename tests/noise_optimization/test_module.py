@@ -127,6 +127,13 @@ def test_a_reward_of_prompts_needs_a_model_of_prompts(module: Any) -> None:
         module(Prompted())
 
 
+def test_a_k_that_does_not_divide_the_noise_is_refused_when_the_module_is_made(module: Any) -> None:
+    noise = module().noise([0])[0].numel()
+    wrong = next(k for k in range(2, noise) if noise % k)
+    with pytest.raises(ValueError, match=f"k must divide the number of noise variables of a sample, {noise}, but got"):
+        module(k=wrong)
+
+
 def test_no_weight_is_changed(module: Any, predict: Any) -> None:
     one = module()
     before = {name: value.clone() for name, value in one.state_dict().items()}
