@@ -23,9 +23,9 @@ from guided_digits import taught, untrained
 from torch import Tensor
 
 from constrained_diffusion.denoisers.adapter import Denoiser
+from constrained_diffusion.domains.images.pixels import Brightness
 from constrained_diffusion.noise_optimization.optimizer import NoiseOptimizer, Run
 from constrained_diffusion.noise_optimization.regularizers import PRNO, Regularizer, Unregularized
-from constrained_diffusion.rewards import Brightness
 
 ROWS = 32  #: that are evaluated together
 

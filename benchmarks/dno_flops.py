@@ -21,10 +21,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from constrained_diffusion.denoisers.adapter import Prediction
 from constrained_diffusion.denoisers.schedule import DiffusersSchedule
+from constrained_diffusion.diffusion.prediction import Prediction
+from constrained_diffusion.diffusion.sampler import Sampler
 from constrained_diffusion.noise_optimization.mapping import NoiseToSample
-from constrained_diffusion.sampling import Sampler
 
 BETAS = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 

@@ -24,12 +24,12 @@ import torch
 from dno_mnist import SAMPLER, Digits
 from torch import Tensor
 
-from constrained_diffusion.constraints import PretrainedClassifier
+from constrained_diffusion.diffusion.sampler import Sampler, ddim, seeded_noise
+from constrained_diffusion.domains.images.classifiers import PretrainedClassifier
+from constrained_diffusion.domains.images.pixels import Brightness
 from constrained_diffusion.noise_optimization.baselines import best_of_n, loss_guided
 from constrained_diffusion.noise_optimization.optimizer import NoiseOptimizer
 from constrained_diffusion.noise_optimization.regularizers import PRNO
-from constrained_diffusion.rewards import Brightness
-from constrained_diffusion.sampling import Sampler, ddim, seeded_noise
 
 REWARD = Brightness()
 GAMMAS = (0.1, 1.0)

@@ -24,8 +24,13 @@ import torch
 from torch import Tensor
 
 from constrained_diffusion import PretrainedDenoiser
-from constrained_diffusion.constraints import PretrainedClassifier
-from constrained_diffusion.denoisers.adapter import Denoiser, Prediction
+from constrained_diffusion.denoisers.adapter import Denoiser
+from constrained_diffusion.diffusion.prediction import Prediction
+from constrained_diffusion.diffusion.sampler import Sampler, ddim, seeded_noise
+from constrained_diffusion.domains.images.classifiers import PretrainedClassifier
+from constrained_diffusion.domains.images.jpeg import JPEGCompressibility
+from constrained_diffusion.domains.images.log_odds import LogOdds
+from constrained_diffusion.domains.images.pixels import Brightness, Ink
 from constrained_diffusion.noise_optimization.baselines import best_of_n, loss_guided
 from constrained_diffusion.noise_optimization.gradients import ZOSGD, GradientEstimator, Hybrid1, Hybrid2
 from constrained_diffusion.noise_optimization.mapping import NoiseToSample
@@ -33,8 +38,7 @@ from constrained_diffusion.noise_optimization.memory import Predict
 from constrained_diffusion.noise_optimization.optimizer import NoiseOptimizer
 from constrained_diffusion.noise_optimization.regularizers import PRNO, Regularizer, Unregularized
 from constrained_diffusion.objectives import Reward
-from constrained_diffusion.rewards import Brightness, Ink, JPEGCompressibility, LogOdds, WeightedSum
-from constrained_diffusion.sampling import Sampler, ddim, seeded_noise
+from constrained_diffusion.objectives.converters import WeightedSum
 
 SAMPLER = Sampler(steps=10, eta=1.0)
 RATES = (0.01, 0.03, 0.1, 0.3)  #: of noise optimisation, and

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.denoisers.schedule import DiffusersSchedule
-from constrained_diffusion.diffusion import Normalizer
+from constrained_diffusion.diffusion.normalizer import Normalizer
+from constrained_diffusion.diffusion.sampler import Sampler, seeded_noise
 from constrained_diffusion.noise_optimization.mapping import NoiseToSample
 from constrained_diffusion.noise_optimization.optimizer import NoiseOptimizer, Run
 from constrained_diffusion.noise_optimization.regularizers import PRNO, Regularizer, Unregularized
-from constrained_diffusion.randomness import keyed_generator
-from constrained_diffusion.sampling import Sampler, seeded_noise
+from constrained_diffusion.runtime.randomness import keyed_generator
 
 STEPS = 50  # of DDIM
 

@@ -7,11 +7,11 @@ from diffusers import UNet2DModel
 from torch import Tensor, nn
 from tqdm.auto import trange
 
-from constrained_diffusion import PretrainedDenoiser, zoo
-from constrained_diffusion.constraints import PretrainedClassifier
+from constrained_diffusion import PretrainedDenoiser
 from constrained_diffusion.denoisers.adapter import Denoiser
-from constrained_diffusion.randomness import keyed_generator
-from constrained_diffusion.zoo import cards
+from constrained_diffusion.domains.images.classifiers import PretrainedClassifier
+from constrained_diffusion.runtime import assets, cards
+from constrained_diffusion.runtime.randomness import keyed_generator
 
 UNTOLD = 10  #: what is given in place of a class that is not told
 UNTOLD_SHARE = 0.15  #: of the rows in training
@@ -45,9 +45,9 @@ def untrained(scale: float = 1.0) -> Denoiser:
 
 def labelled() -> tuple[Tensor, Tensor]:
     """Return the zoo's own samples, in [0, 1], and their classes by the zoo's training classifier."""
-    folder = zoo.path("mnist_denoiser")
+    folder = assets.path("mnist_denoiser")
     drawn = cards.read(folder)["samples"]
-    clean = zoo.read_sheet(folder / "samples.png", drawn["count"], drawn["size"]).float()
+    clean = assets.read_sheet(folder / "samples.png", drawn["count"], drawn["size"]).float()
     classifier = PretrainedClassifier("mnist_classifier").eval()
     with torch.no_grad():
         return clean, torch.cat([classifier(part).argmax(1) for part in clean.split(500)])

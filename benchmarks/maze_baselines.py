@@ -21,14 +21,15 @@ import torch
 from torch import Tensor
 
 from constrained_diffusion import PretrainedDenoiser
-from constrained_diffusion.constraints import ForbiddenZones
-from constrained_diffusion.guides import BarrierStep, Guide, LossGuidance, Projection
-from constrained_diffusion.metrics import PlanEvaluation
+from constrained_diffusion.diffusion.sampler import Sampler, seeded_noise
+from constrained_diffusion.domains.mazes import ZoneBarrier, ZoneProjection
+from constrained_diffusion.domains.mazes.forbidden_zones import ForbiddenZones
+from constrained_diffusion.domains.mazes.plan_evaluation import PlanEvaluation
+from constrained_diffusion.guides import Guide, LossGuidance
 from constrained_diffusion.noise_optimization.mapping import NoiseToSample
 from constrained_diffusion.noise_optimization.optimizer import NoiseOptimizer
 from constrained_diffusion.noise_optimization.regularizers import PRNO
 from constrained_diffusion.objectives import Feasibility
-from constrained_diffusion.sampling import Sampler, seeded_noise
 
 SAMPLER = Sampler(steps=50, spacing="linspace")
 SHORT = Sampler(steps=20, spacing="linspace")  #: of noise optimisation, which goes through it again and again
@@ -93,8 +94,8 @@ def main() -> None:
     ways: dict[str, Callable[[], Tensor]] = {
         "pretrained": lambda: sample(model, None, seeds),
         "guidance": lambda: guided(model, zones, seeds),
-        "projection": lambda: sample(model, Projection(zones), seeds),
-        "control-barrier step": lambda: sample(model, BarrierStep(zones), seeds),
+        "projection": lambda: sample(model, ZoneProjection(zones), seeds),
+        "control-barrier step": lambda: sample(model, ZoneBarrier(zones), seeds),
         "noise optimisation": lambda: optimised(model, zones, seeds),
     }
     for name, folder in (("fine-tuned", given.fitted), ("trained on safe data", given.safe)):

@@ -17,8 +17,8 @@ from typing import Any
 import yaml
 from commands import fit_and_test
 
-from constrained_diffusion.metrics.proportion import clopper_pearson_interval, clopper_pearson_upper
-from constrained_diffusion.runs import find_config
+from constrained_diffusion.cli.runs import find_config
+from constrained_diffusion.statistics import clopper_pearson_interval, clopper_pearson_upper
 
 
 def fit(config: dict[str, Any], seed: int, n: int, runs: Path) -> dict[str, Any]:

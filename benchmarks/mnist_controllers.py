@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from constrained_diffusion.runs import find_config
+from constrained_diffusion.cli.runs import find_config
 
 MEAN = {"tolerance": -0.09}  # p(4) <= 0.01 on average
 GROWTH = {"initial": 0.05, "growth_factor": 1.2, "every_n_steps": 10, "stop_below": 0.01}

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from constrained_diffusion.runs import latest_run
+from constrained_diffusion.cli.runs import latest_run
 
 COLUMNS = ("recipe", "step", "n", "fours", "upper 95 %", "total variation", "non-digits", "FID", "KID")
 

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from commands import fit_and_test
 
-from constrained_diffusion.runs import find_config
+from constrained_diffusion.cli.runs import find_config
 
 COLUMNS = ("label", "before", "after", "upper 95 %", "TV", "floor", "non-digits", "FID", "KID", "status", "fit s")
 

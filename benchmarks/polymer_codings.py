@@ -20,17 +20,17 @@ from lightning.pytorch import Trainer, seed_everything
 from torch import Tensor
 
 from constrained_diffusion import ConstrainedDiffusion, Denoiser
+from constrained_diffusion.cli.runs import find_config
 from constrained_diffusion.datamodules.polymers import PolymerDataModule
 from constrained_diffusion.denoisers.schedule import DiffusersSchedule
-from constrained_diffusion.denoisers.unet1d import Unet1D
+from constrained_diffusion.diffusion.sampler import Sampler, seeded_noise
+from constrained_diffusion.domains.polymers.coding import coding
+from constrained_diffusion.domains.polymers.repeat_units import canonical, is_valid
+from constrained_diffusion.domains.polymers.unet1d import Unet1D
+from constrained_diffusion.domains.polymers.unit_metrics import clean_samples
+from constrained_diffusion.domains.polymers.vocabulary import Vocabulary
 from constrained_diffusion.fine_tuning.schedules import WarmupStableDecay
-from constrained_diffusion.metrics.polymers import clean_samples
-from constrained_diffusion.metrics.proportion import clopper_pearson_interval
-from constrained_diffusion.polymers.coding import coding
-from constrained_diffusion.polymers.repeat_units import canonical, is_valid
-from constrained_diffusion.polymers.smiles import Vocabulary
-from constrained_diffusion.runs import find_config
-from constrained_diffusion.sampling import Sampler, seeded_noise
+from constrained_diffusion.statistics import clopper_pearson_interval
 
 # name: coding, notation, spelling, length, prediction type
 ROWS = {

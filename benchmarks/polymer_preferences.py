@@ -20,15 +20,15 @@ import yaml
 from commands import run
 from torch import Tensor, nn
 
-from constrained_diffusion.datamodules.augment_tokens import KeyedTokenNoise
+from constrained_diffusion.cli.runs import find_config
 from constrained_diffusion.datamodules.polymers import PolymerDataModule
+from constrained_diffusion.domains.polymers.augment_tokens import KeyedTokenNoise
+from constrained_diffusion.domains.polymers.coding import OneHot
+from constrained_diffusion.domains.polymers.judge import Judge
+from constrained_diffusion.domains.polymers.preferences.model import MeritCNN, load_merits
+from constrained_diffusion.domains.polymers.split import preferences_and_judge
+from constrained_diffusion.domains.polymers.zoo_entries import APART
 from constrained_diffusion.fine_tuning.schedules import WarmupStableDecay
-from constrained_diffusion.polymers.coding import OneHot
-from constrained_diffusion.polymers.judge import Judge
-from constrained_diffusion.polymers.parts import preferences_and_judge
-from constrained_diffusion.preferences.model import MeritCNN, load_merits
-from constrained_diffusion.runs import find_config
-from constrained_diffusion.zoo.polymers import APART
 
 BATCH, RESAMPLED = 128, 500
 Found = dict[str, dict[str, tuple[Tensor, Tensor]]]  #: way, part of the units: merits and values

@@ -20,8 +20,8 @@ import yaml
 from commands import fit_and_test
 from scipy.stats.contingency import relative_risk
 
-from constrained_diffusion.metrics.proportion import clopper_pearson_interval
-from constrained_diffusion.runs import find_config
+from constrained_diffusion.cli.runs import find_config
+from constrained_diffusion.statistics import clopper_pearson_interval
 
 SAMPLES_APART = 10_000  #: of the first seeds of two training sets
 SIDES = ("before", "after")

@@ -8,25 +8,25 @@ from typing import TYPE_CHECKING, Any
 from constrained_diffusion.objectives import Constraint, Reward, available, get, register
 
 if TYPE_CHECKING:
-    from constrained_diffusion.constraints.classification import ClassProbability
     from constrained_diffusion.denoisers.adapter import Denoiser
     from constrained_diffusion.denoisers.loading import PretrainedDenoiser
     from constrained_diffusion.denoisers.text_to_image import TextToImage
+    from constrained_diffusion.diffusion.sampler import Sampler
+    from constrained_diffusion.domains.images.class_probability import ClassProbability
     from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
     from constrained_diffusion.noise_optimization.mapping import NoiseToSample
     from constrained_diffusion.noise_optimization.module import DirectNoiseOptimization
     from constrained_diffusion.noise_optimization.optimizer import NoiseOptimizer
-    from constrained_diffusion.sampling import Sampler
 
 _LAZY = {
-    "ClassProbability": "constraints.classification",
+    "ClassProbability": "domains.images.class_probability",
     "ConstrainedDiffusion": "fine_tuning.module",
     "Denoiser": "denoisers.adapter",
     "DirectNoiseOptimization": "noise_optimization.module",
     "NoiseOptimizer": "noise_optimization.optimizer",
     "NoiseToSample": "noise_optimization.mapping",
     "PretrainedDenoiser": "denoisers.loading",
-    "Sampler": "sampling",
+    "Sampler": "diffusion.sampler",
     "TextToImage": "denoisers.text_to_image",
 }
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from constrained_diffusion.datamodules.base import DiffusionDataModule, TensorRows
 from constrained_diffusion.denoisers.adapter import Denoiser
-from constrained_diffusion.diffusion import NoiseSchedule
+from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
 from constrained_diffusion.objectives import Constraint
+from constrained_diffusion.runtime.data import DiffusionDataModule, TensorRows
 
 
 class TinyNetwork(nn.Module):

@@ -28,19 +28,19 @@ import numpy as np
 import torch
 from PIL import Image
 
-from constrained_diffusion import cli, mistakes, runs, zoo
-from constrained_diffusion.callbacks.continue_log import rows
-from constrained_diffusion.callbacks.noise_results import read_results, summary
-from constrained_diffusion.callbacks.report import read_metrics
-from constrained_diffusion.constraints.classifiers import DigitCNN, load_classifier
+from constrained_diffusion.callbacks.output.noise_results import read_results, summary
+from constrained_diffusion.callbacks.output.report import read_metrics
+from constrained_diffusion.callbacks.run.continue_log import rows
+from constrained_diffusion.cli import command, config_errors, runs
 from constrained_diffusion.datamodules import ImageFolderDataModule, MNISTDataModule, PromptsDataModule
 from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.denoisers.config import denoiser_config
 from constrained_diffusion.denoisers.export import export
 from constrained_diffusion.denoisers.loading import PretrainedDenoiser
 from constrained_diffusion.denoisers.schedule import DiffusersSchedule
-from constrained_diffusion.saved import save_network
-from constrained_diffusion.zoo import cards
+from constrained_diffusion.domains.images.classifiers import DigitCNN, load_classifier
+from constrained_diffusion.runtime import assets, cards
+from constrained_diffusion.runtime.stored_networks import save_network
 
 DOCUMENTED = (ValueError, TypeError, FileNotFoundError)
 MARK = "executed"
@@ -180,7 +180,7 @@ def kinds(top: Path) -> dict[str, Kind]:
 
     card = top / "card" / cards.CARD
     add("card.json", card, lambda: (cards.read(card.parent), cards.mismatches(card.parent)))
-    card.write_bytes((zoo.path("mnist_classifier") / cards.CARD).read_bytes())
+    card.write_bytes((assets.path("mnist_classifier") / cards.CARD).read_bytes())
 
     pixels = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
     for suffix in ("png", "jpg", "bmp", "webp"):
@@ -206,7 +206,7 @@ def command_line(*words: str) -> None:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
-            cli.main(list(words))
+            command.main(list(words))
     except SystemExit as stop:
         if stop.code:
             if stop.code != 2:
@@ -219,7 +219,7 @@ def judged(kind: Kind) -> str:
     try:
         kind.read()
     except DOCUMENTED as error:
-        if not mistakes.sentence(str(error)):
+        if not config_errors.sentence(str(error)):
             raise AssertionError(f"an empty {type(error).__name__}") from error
         return "refused"
     return "accepted"

@@ -10,8 +10,8 @@ import pytest
 import torch
 import yaml
 
-from constrained_diffusion import cli
-from constrained_diffusion.runs import shipped_configs
+from constrained_diffusion.cli import command
+from constrained_diffusion.cli.runs import shipped_configs
 
 SHIPPED = sorted(path.relative_to(shipped_configs()).as_posix() for path in shipped_configs().rglob("*.yaml"))
 OVERLAYS = [name for name in SHIPPED if name.startswith("cluster/")]  # settings of the trainer, for over any config
@@ -25,7 +25,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def printed_config(words: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     with pytest.raises(SystemExit) as stop:
-        cli.main([*words, "--print_config"])
+        command.main([*words, "--print_config"])
     assert stop.value.code == 0
     config: dict[str, Any] = yaml.safe_load(capsys.readouterr().out)
     return config
@@ -74,7 +74,7 @@ def test_an_overlay_changes_its_own_settings_and_nothing_else(
     assert overlay.keys() == {"trainer"}
     assert not overlay["trainer"].items() <= alone["trainer"].items()
     assert both == {**alone, "trainer": {**alone["trainer"], **overlay["trainer"]}}
-    assert cli.ConstrainedCLI.config_name == base.removesuffix(".yaml")
+    assert command.ConstrainedCLI.config_name == base.removesuffix(".yaml")
 
 
 def network(name):
@@ -100,7 +100,7 @@ def test_the_zoo_s_network_is_small():
 def test_polygen_s_network_has_the_parameters_that_the_paper_counts_but_for_its_norms():
     """PolyGen prints 5,985,281; its version of Unet1D had group norms, whose biases the root mean square norms lack."""
     pytest.importorskip("denoising_diffusion_pytorch", reason="the extra `polymer` is not installed")
-    from constrained_diffusion.denoisers.unet1d import Unet1D
+    from constrained_diffusion.domains.polymers.unet1d import Unet1D
 
     config = yaml.safe_load((shipped_configs() / "polymer_paper.yaml").read_text())
     settings = config["model"]["init_args"]["denoiser"]["init_args"]["network"]["init_args"]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from constrained_diffusion import objectives
-from constrained_diffusion.cli import main
+from constrained_diffusion.cli.command import main
 from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
 
 DOCS = Path(__file__).parent.parent / "docs"

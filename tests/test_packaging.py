@@ -125,7 +125,7 @@ def test_the_installed_wheel_runs_elsewhere(installed: Path, tmp_path: Path) -> 
 
 
 def test_the_installed_wheel_finds_its_own_configs(installed: Path, tmp_path: Path) -> None:
-    program = "from constrained_diffusion.runs import find_config; print(find_config('mnist.yaml'))"
+    program = "from constrained_diffusion.cli.runs import find_config; print(find_config('mnist.yaml'))"
     shown = run(sys.executable, "-c", program, cwd=tmp_path, PYTHONPATH=str(installed))
     assert Path(shown.strip()) == installed / "constrained_diffusion" / "configs" / "mnist.yaml"
 

@@ -16,15 +16,15 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from constrained_diffusion import cli, mistakes, untrusted
-from constrained_diffusion.callbacks.continue_log import rows
-from constrained_diffusion.callbacks.noise_results import read_results, summary
-from constrained_diffusion.callbacks.report import read_json, read_metrics
+from constrained_diffusion.callbacks.output.noise_results import read_results, summary
+from constrained_diffusion.callbacks.output.report import read_json, read_metrics
+from constrained_diffusion.callbacks.run.continue_log import rows
+from constrained_diffusion.cli import command, config_errors
 from constrained_diffusion.datamodules import PromptsDataModule
 from constrained_diffusion.denoisers.config import build
 from constrained_diffusion.denoisers.schedule import DiffusersSchedule
-from constrained_diffusion.diffusion import NoiseSchedule
-from constrained_diffusion.zoo import cards
+from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
+from constrained_diffusion.runtime import cards, untrusted
 
 # One scratch file per test serves all of its examples.
 EXAMPLES = settings(
@@ -244,7 +244,7 @@ def test_configs_before_they_are_parsed(tmp_path: Path, content: bytes) -> None:
     )
 )
 def test_mistakes_are_one_line(message: str) -> None:
-    assert len(mistakes.sentence(message).splitlines()) <= 1
+    assert len(config_errors.sentence(message).splitlines()) <= 1
 
 
 WORD = st.sampled_from(
@@ -270,7 +270,7 @@ def test_values_on_the_command_line(
     config.write_text(tiny_config)
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
-        cli.main(["fit", "--config", str(config), f"--{word}={value}", "--print_config"])
+        command.main(["fit", "--config", str(config), f"--{word}={value}", "--print_config"])
     assert stop.value.code in (0, None, 2)
     assert not stop.value.code or capsys.readouterr().err.splitlines()[-1].startswith("error: ")
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]

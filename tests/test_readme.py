@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from constrained_diffusion import runs
-from constrained_diffusion.cli import main
+from constrained_diffusion.cli import runs
+from constrained_diffusion.cli.command import main
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 FOUND = re.findall(r"^ {4}(lightning [^#\n]*?)\s*(?:#.*)?$|`(lightning [^`]*)`", README, re.MULTILINE)

@@ -15,9 +15,10 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from constrained_diffusion import ClassProbability, ConstrainedDiffusion, Denoiser, PretrainedDenoiser
-from constrained_diffusion.constraints import PretrainedClassifier
-from constrained_diffusion.datamodules import Batch, DiffusionDataModule, TensorRows
+from constrained_diffusion.batch import Batch
 from constrained_diffusion.denoisers import DiffusersSchedule
+from constrained_diffusion.domains.images.classifiers import PretrainedClassifier
+from constrained_diffusion.runtime.data import DiffusionDataModule, TensorRows
 
 PAPER = Path(__file__).parents[2] / "configs" / "pretrain" / "mnist_paper.yaml"
 QUIET: dict[str, Any] = {

@@ -1,7 +1,6 @@
 """Data modules: one file per source, one batch contract."""
 
-from constrained_diffusion.datamodules.base import DiffusionDataModule, TensorRows
-from constrained_diffusion.datamodules.batch import Batch
+from constrained_diffusion.batch import Batch
 from constrained_diffusion.datamodules.generated import GeneratedDataModule
 from constrained_diffusion.datamodules.image_folder import ImageFolderDataModule
 from constrained_diffusion.datamodules.maze2d import Maze2DDataModule
@@ -11,6 +10,7 @@ from constrained_diffusion.datamodules.polymers import PolymerDataModule
 from constrained_diffusion.datamodules.preferences import PreferenceDataModule
 from constrained_diffusion.datamodules.prompts import PromptsDataModule
 from constrained_diffusion.datamodules.seeds import SeedsDataModule
+from constrained_diffusion.runtime.data import DiffusionDataModule, TensorRows
 
 __all__ = [
     "Batch",

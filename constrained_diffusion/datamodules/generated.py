@@ -12,15 +12,15 @@ from rich.progress import track
 from safetensors.torch import save_file
 from torch import Tensor
 
-from constrained_diffusion import untrusted
-from constrained_diffusion.datamodules.base import DiffusionDataModule, TensorRows
 from constrained_diffusion.denoisers.config import denoiser_config
 from constrained_diffusion.denoisers.export import weights_sha256
-from constrained_diffusion.distributed import gather_from_ranks
+from constrained_diffusion.diffusion.sampler import Sampler
 from constrained_diffusion.guides.base import Guide
 from constrained_diffusion.objectives import Constraint
-from constrained_diffusion.randomness import mix
-from constrained_diffusion.sampling import Sampler
+from constrained_diffusion.runtime import untrusted
+from constrained_diffusion.runtime.data import DiffusionDataModule, TensorRows
+from constrained_diffusion.runtime.randomness import mix
+from constrained_diffusion.runtime.ranks import gather_from_ranks
 
 FIRST_SEED = 1_000_000  # evaluation uses seeds 0, 1, ..; the training set must not hold the same samples
 

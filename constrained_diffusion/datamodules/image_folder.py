@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from constrained_diffusion import untrusted
-from constrained_diffusion.datamodules.base import DiffusionDataModule, TensorRows
+from constrained_diffusion.runtime import untrusted
+from constrained_diffusion.runtime.data import DiffusionDataModule, TensorRows
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from constrained_diffusion.datamodules.base import DiffusionDataModule, TensorRows
-from constrained_diffusion.datamodules.batch import Batch
-from constrained_diffusion.maze.layout import Maze, clearance
-from constrained_diffusion.maze.plans import CHANNELS, as_plans
-from constrained_diffusion.maze.recording import packages, record
-from constrained_diffusion.maze.routes import Solver
+from constrained_diffusion.batch import Batch
+from constrained_diffusion.domains.mazes.layout import Maze, clearance
+from constrained_diffusion.domains.mazes.plans import CHANNELS, as_plans
+from constrained_diffusion.domains.mazes.recording import packages, record
+from constrained_diffusion.domains.mazes.routes import Solver
+from constrained_diffusion.runtime.data import DiffusionDataModule, TensorRows
 
 JOINED = 0.1  #: cells; an episode that begins within one step of the last one's end goes on from there
 

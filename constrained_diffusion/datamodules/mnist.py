@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from constrained_diffusion import untrusted
-from constrained_diffusion.datamodules.base import DiffusionDataModule, TensorRows
+from constrained_diffusion.runtime import untrusted
+from constrained_diffusion.runtime.data import DiffusionDataModule, TensorRows
 
 
 class MNISTDataModule(DiffusionDataModule):

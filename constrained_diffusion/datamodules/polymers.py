@@ -9,14 +9,14 @@ from typing import Any, Literal, get_args
 
 from lightning.pytorch.utilities import rank_zero_info
 
-from constrained_diffusion.datamodules.base import DiffusionDataModule, TensorRows
-from constrained_diffusion.polymers.coding import coding
-from constrained_diffusion.polymers.parts import train_and_held_out
-from constrained_diffusion.polymers.reference import Reference
-from constrained_diffusion.polymers.repeat_units import canonical
-from constrained_diffusion.polymers.smiles import LABELS, Vocabulary
-from constrained_diffusion.polymers.spelling import along_backbone
-from constrained_diffusion.polymers.table import NAME, Table, fetch, high_threshold, read_table
+from constrained_diffusion.domains.polymers.coding import coding
+from constrained_diffusion.domains.polymers.reference import Reference
+from constrained_diffusion.domains.polymers.repeat_units import canonical
+from constrained_diffusion.domains.polymers.spelling import along_backbone
+from constrained_diffusion.domains.polymers.split import train_and_held_out
+from constrained_diffusion.domains.polymers.table import NAME, Table, fetch, high_threshold, read_table
+from constrained_diffusion.domains.polymers.vocabulary import LABELS, Vocabulary
+from constrained_diffusion.runtime.data import DiffusionDataModule, TensorRows
 
 Task = Literal["all", "high", "conditional"]
 Spelling = Literal["backbone", "as_given"]

@@ -9,14 +9,14 @@ from typing import Any
 
 from torch import Tensor
 
-from constrained_diffusion.datamodules.base import DiffusionDataModule, TensorRows, as_is
-from constrained_diffusion.polymers.coding import OneHot
-from constrained_diffusion.polymers.parts import preferences_and_judge, train_and_held_out
-from constrained_diffusion.polymers.smiles import Vocabulary
-from constrained_diffusion.polymers.spelling import along_backbone
-from constrained_diffusion.polymers.table import NAME, read_table
-from constrained_diffusion.preferences.pairs import Preferences, read_preferences
-from constrained_diffusion.preferences.simulated import simulate_preferences
+from constrained_diffusion.domains.polymers.coding import OneHot
+from constrained_diffusion.domains.polymers.preferences.pairs import Preferences, read_preferences
+from constrained_diffusion.domains.polymers.preferences.simulated import simulate_preferences
+from constrained_diffusion.domains.polymers.spelling import along_backbone
+from constrained_diffusion.domains.polymers.split import preferences_and_judge, train_and_held_out
+from constrained_diffusion.domains.polymers.table import NAME, read_table
+from constrained_diffusion.domains.polymers.vocabulary import Vocabulary
+from constrained_diffusion.runtime.data import DiffusionDataModule, TensorRows, as_is
 
 
 class PreferenceDataModule(DiffusionDataModule):

@@ -10,17 +10,10 @@ from typing import Any, NamedTuple
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
-from constrained_diffusion.datamodules.base import Shard, as_is
+from constrained_diffusion.noise_optimization.jobs import Job
+from constrained_diffusion.runtime.data import Shard, as_is
 
 _EXPECTED = 'a JSON string, or an object like {"prompt": "a white duck", "seeds": [0, 1]}'
-
-
-class Job(NamedTuple):
-    """One sample to draw."""
-
-    key: str  #: names it, and its files: the prompt's place in the list and the seed, as in "00002-7"
-    prompt: str | None  #: None for models that take none
-    seed: int
 
 
 class PromptsDataModule(LightningDataModule):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from constrained_diffusion.datamodules.base import DiffusionDataModule, TensorRows
+from constrained_diffusion.runtime.data import DiffusionDataModule, TensorRows
 
 
 class SeedsDataModule(DiffusionDataModule):

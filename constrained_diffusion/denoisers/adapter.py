@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from constrained_diffusion.diffusion import NoiseSchedule, Normalizer
-
-
-class Prediction(NamedTuple):
-    """What one call of a denoiser says about `noisy`; every tensor has its shape."""
-
-    output: Tensor  #: the network's raw output, in its own prediction type
-    noise: Tensor  #: epsilon_theta(x_t, t)
-    clean: Tensor  #: x-hat(x_t, t), in network units, clamped to the data range with a straight-through gradient
+from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
+from constrained_diffusion.diffusion.normalizer import Normalizer
+from constrained_diffusion.diffusion.prediction import Prediction
 
 
 class Denoiser(nn.Module):

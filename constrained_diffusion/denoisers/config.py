@@ -11,7 +11,8 @@ from torch import nn
 
 from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.denoisers.schedule import DiffusersSchedule
-from constrained_diffusion.diffusion import NoiseSchedule, Normalizer
+from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
+from constrained_diffusion.diffusion.normalizer import Normalizer
 
 OURS = {  #: networks of our own that a config may name, and the modules that they are in
     "TransformerPlanner": "planners",

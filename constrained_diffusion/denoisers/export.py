@@ -16,7 +16,7 @@ from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.denoisers.config import denoiser_config, is_diffusers, schedule_config
 from constrained_diffusion.denoisers.loading import CONFIG_NAME, WEIGHTS_NAME
 from constrained_diffusion.denoisers.schedule import DiffusersSchedule
-from constrained_diffusion.diffusion import NoiseSchedule
+from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
 
 _OURS = {CONFIG_NAME, WEIGHTS_NAME, "model_index.json", "config.json", "unet", "scheduler"}
 

@@ -12,11 +12,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from constrained_diffusion import untrusted, zoo
 from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.denoisers.config import Parts, build, denoiser_config, network_class, parts
 from constrained_diffusion.denoisers.schedule import DiffusersSchedule
-from constrained_diffusion.diffusion import NoiseSchedule, Normalizer
+from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
+from constrained_diffusion.diffusion.normalizer import Normalizer
+from constrained_diffusion.runtime import assets, untrusted
 
 __all__ = ["PretrainedDenoiser", "build", "denoiser_config", "find", "load"]
 
@@ -77,15 +78,15 @@ def find(source: str) -> Path:
         FileNotFoundError: there is none.
     """
     source = str(source)
-    if source in zoo.available():
-        return zoo.path(source)
+    if source in assets.available():
+        return assets.path(source)
     path = Path(source).expanduser()
     if path.exists():
         return path
     if _HUB_ID.fullmatch(source) and path.suffix not in (".ckpt", ".safetensors"):
         return _download(source)
     raise FileNotFoundError(
-        f"no pretrained denoiser at '{source}': expected a zoo name ({', '.join(zoo.available()) or 'none'}), a "
+        f"no pretrained denoiser at '{source}': expected a zoo name ({', '.join(assets.available()) or 'none'}), a "
         "diffusers folder, a .ckpt or .safetensors file, or a hub id owner/name."
     )
 

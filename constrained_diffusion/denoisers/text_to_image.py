@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from constrained_diffusion.denoisers.adapter import Prediction
 from constrained_diffusion.denoisers.pipelines import load
 from constrained_diffusion.denoisers.schedule import DiffusersSchedule
-from constrained_diffusion.diffusion import NoiseSchedule
+from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
+from constrained_diffusion.diffusion.prediction import Prediction
 
 CACHED = 256  #: how many prompts are remembered; one of SDXL takes 1.3 MB
 

@@ -20,8 +20,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from constrained_diffusion.diffusion import NoiseSchedule
-from constrained_diffusion.precision import unrounded
+from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
+from constrained_diffusion.runtime.precision import without_autocast
 
 
 class Conditioned(NamedTuple):
@@ -54,7 +54,7 @@ def condition_on_feasible(
     flat, bank = noisy.float().flatten(1), samples.float().flatten(1)
     signal, sigma = schedule.coefficients(timesteps, flat)
     # ||x_t - s x_i||^2 without the term that all i share
-    with unrounded(noisy):  # the rows of the bank differ by less than half precision resolves
+    with without_autocast(noisy):  # the rows of the bank differ by less than half precision resolves
         distance = signal.square() * bank.square().sum(1) - 2 * signal * (flat @ bank.T)
     evidence = -distance / (2 * sigma.square())
     undecided = torch.zeros_like(timesteps, dtype=torch.bool) if open_from is None else timesteps >= open_from
@@ -64,7 +64,7 @@ def condition_on_feasible(
     weight = evidence.softmax(1).nan_to_num()  # of a bank of one nothing may be left
     # Normalised among the feasible ones by themselves, which holds where their share is too small for a quotient.
     inside = evidence.masked_fill(feasible == 0, -torch.inf).softmax(1).nan_to_num()
-    with unrounded(noisy):
+    with without_autocast(noisy):
         shift = ((inside - weight) @ bank).reshape(noisy.shape)
         probability = (weight @ feasible).clamp(max=1)
     fully = undecided & (feasible > 0).any()  # of a bank without feasible samples nothing can be learnt

@@ -15,21 +15,22 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from constrained_diffusion import untrusted, zoo
-from constrained_diffusion.datamodules.batch import Batch
+from constrained_diffusion.batch import Batch
 from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.denoisers.export import export, weights_sha256
 from constrained_diffusion.denoisers.loading import denoiser_config
-from constrained_diffusion.distributed import sum_over_ranks
+from constrained_diffusion.diffusion.prediction import Predict
+from constrained_diffusion.diffusion.sampler import Sampler, seeded_noise
+from constrained_diffusion.evaluation import Evaluation
 from constrained_diffusion.fine_tuning.lora import adapters_off, merge_adapters
 from constrained_diffusion.fine_tuning.networks import DiffusionNetworks
 from constrained_diffusion.guides.base import Guide
-from constrained_diffusion.metrics.evaluation import Evaluation
-from constrained_diffusion.metrics.proportion import ViolationRate
 from constrained_diffusion.objectives import Constraint
-from constrained_diffusion.precision import Single, never_half, single
-from constrained_diffusion.randomness import keyed_normal
-from constrained_diffusion.sampling import Predict, Sampler, seeded_noise
+from constrained_diffusion.runtime import assets, untrusted
+from constrained_diffusion.runtime.precision import Float32ModuleList, keep_float32, to_float32
+from constrained_diffusion.runtime.randomness import keyed_normal
+from constrained_diffusion.runtime.ranks import sum_over_ranks
+from constrained_diffusion.statistics import ViolationRate
 
 Weights = Literal["ema", "raw", "pretrained"]
 TRAINING, HELD_OUT, NETWORK = 1, 2, 3  # streams of random numbers
@@ -59,9 +60,9 @@ class EvaluatedDiffusion(DiffusionNetworks):
     ) -> None:
         super().__init__()
         self.guide = guide
-        self.denoiser, self.constraints = denoiser, Single(constraints)
+        self.denoiser, self.constraints = denoiser, Float32ModuleList(constraints)
         self.constraint_names = _unique_names(constraints)
-        self.counted = [constraint.counts for constraint in constraints]  #: whether each has a verdict
+        self.counted = [constraint.has_verdict for constraint in constraints]  #: whether each has a verdict
         self.in_expectation = [constraint.in_expectation for constraint in constraints]
         self.evaluation, self.sampler, self.seed, self.recompute = evaluation, sampler, seed, recompute
         self.max_violation_rate = max_violation_rate
@@ -91,7 +92,7 @@ class EvaluatedDiffusion(DiffusionNetworks):
         for network in self._frozen:  # hidden from `modules()`, it must follow to a device or dtype all the same
             network._apply(fn, recurse)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.ema._apply(never_half(lambda values: values))  # in half precision an average would not move
+        self.ema._apply(keep_float32(lambda values: values))  # in half precision an average would not move
         return self
 
     @torch.no_grad()
@@ -115,7 +116,7 @@ class EvaluatedDiffusion(DiffusionNetworks):
                 predict = steering(predict, self.denoiser) if steering is not None else predict
             samples = sampler(predict, schedule, z)
         normalizer = self.denoiser.normalizer
-        return normalizer.denormalize(normalizer.clamp(single(samples)))
+        return normalizer.denormalize(normalizer.clamp(to_float32(samples)))
 
     @contextmanager
     def _evaluating(self, weights: Weights) -> Iterator[nn.Module]:
@@ -134,7 +135,7 @@ class EvaluatedDiffusion(DiffusionNetworks):
         folder = getattr(self.denoiser, "folder", None)
         settings = {"sampler": asdict(self.sampler), "precision": str(self.trainer.precision)}
         drawn_anew = self.recompute or folder is None or self.guide is not None
-        return None if drawn_anew else zoo.stored_samples(folder, settings)  # type: ignore[arg-type]
+        return None if drawn_anew else assets.stored_samples(folder, settings)  # type: ignore[arg-type]
 
     def _samples(self, seeds: list[int], weights: Weights) -> Tensor:
         stored = self.stored_samples() if weights == "pretrained" else None
@@ -171,7 +172,7 @@ class EvaluatedDiffusion(DiffusionNetworks):
 
     def held_out_loss(self, batch: Batch) -> Tensor:
         """Return the EMA network's mean error on `batch`, measured and weighted as in training; noise keyed by row."""
-        schedule, clean = self.denoiser.noise_schedule, self.denoiser.normalizer.normalize(single(batch.clean))
+        schedule, clean = self.denoiser.noise_schedule, self.denoiser.normalizer.normalize(to_float32(batch.clean))
         index = loss_rows(batch)
         noise = keyed_normal([(self.seed, HELD_OUT, i) for i in index], clean.shape[1:]).to(clean)
         # Multiples of the golden ratio spread evenly over the schedule, however many rows there are.
@@ -218,7 +219,7 @@ class EvaluatedDiffusion(DiffusionNetworks):
         """
         result = torch.ones(len(clean), device=clean.device)
         for constraint in self.constraints:
-            if constraint.counts and not constraint.needs_step_record:
+            if constraint.has_verdict and not constraint.needs_step_record:
                 result = result * constraint.holds(clean)  # type: ignore[operator]
         return result
 

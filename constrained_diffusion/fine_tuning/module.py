@@ -10,11 +10,13 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from constrained_diffusion.datamodules.base import DiffusionDataModule
-from constrained_diffusion.datamodules.batch import Batch
-from constrained_diffusion.denoisers.adapter import Denoiser, Prediction
-from constrained_diffusion.diffusion import MeasuredNormalizer
-from constrained_diffusion.distributed import sum_over_ranks
+from constrained_diffusion.batch import Batch
+from constrained_diffusion.denoisers.adapter import Denoiser
+from constrained_diffusion.diffusion.normalizer import MeasuredNormalizer
+from constrained_diffusion.diffusion.prediction import Prediction
+from constrained_diffusion.diffusion.rejection import check_rejection
+from constrained_diffusion.diffusion.sampler import Sampler
+from constrained_diffusion.evaluation import Evaluation
 from constrained_diffusion.fine_tuning.conditioning import condition_on_feasible
 from constrained_diffusion.fine_tuning.evaluated import NETWORK, TRAINING
 from constrained_diffusion.fine_tuning.formulation import formulation as named_formulation
@@ -23,19 +25,18 @@ from constrained_diffusion.fine_tuning.penalty import (
     balance,
     mean_penalty,
     multiplier_weight,
+    penalty_active,
     quadratic_penalty,
-    released,
     violation,
 )
 from constrained_diffusion.fine_tuning.records import Measured, below_threshold
 from constrained_diffusion.fine_tuning.rejecting import RejectingDiffusion
 from constrained_diffusion.guides.base import Guide
-from constrained_diffusion.metrics.evaluation import Evaluation
 from constrained_diffusion.objectives import Constraint, StepRecord
-from constrained_diffusion.precision import never_half, single, unrounded
-from constrained_diffusion.randomness import keyed_normal, mix, stratified_timesteps, to_device, token_timesteps
-from constrained_diffusion.rejection import check_rejection
-from constrained_diffusion.sampling import Sampler
+from constrained_diffusion.runtime.data import DiffusionDataModule
+from constrained_diffusion.runtime.precision import keep_float32, to_float32, without_autocast
+from constrained_diffusion.runtime.randomness import keyed_normal, mix, stratified_timesteps, to_device, token_timesteps
+from constrained_diffusion.runtime.ranks import sum_over_ranks
 
 STEERING = ("penalty_coefficient", "stop_below", "multiplier", "augmentation")  #: what callbacks write
 BANK = 4096  #: at most so many training samples stand for the pretrained model's distribution
@@ -139,7 +140,7 @@ class ConstrainedDiffusion(RejectingDiffusion):
         steering = {name: getattr(self, name) for name in STEERING}
         super()._apply(fn, recurse)
         for name, value in steering.items():  # half precision would round small growth of a multiplier away
-            setattr(self, name, never_half(fn)(value))
+            setattr(self, name, keep_float32(fn)(value))
         return self
 
     def setup(self, stage: str) -> None:
@@ -178,7 +179,7 @@ class ConstrainedDiffusion(RejectingDiffusion):
             self._bank = (self.denoiser.normalizer.normalize(clean), feasible)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        schedule, clean = self.denoiser.noise_schedule, self.denoiser.normalizer.normalize(single(batch.clean))
+        schedule, clean = self.denoiser.noise_schedule, self.denoiser.normalizer.normalize(to_float32(batch.clean))
         rows = range(self.global_rank * len(clean), (self.global_rank + 1) * len(clean))
         key, world = (self.seed, TRAINING, self.batches_seen), self.trainer.world_size
         noise = to_device(keyed_normal([(*key, row) for row in rows], clean.shape[1:]), clean.device).to(clean.dtype)
@@ -239,7 +240,7 @@ class ConstrainedDiffusion(RejectingDiffusion):
         timesteps: Tensor,
     ) -> Tensor:
         """Return L_diff, a scalar: the error on the model's own target, or on the frozen model's output."""
-        schedule, clean = self.denoiser.noise_schedule, self.denoiser.normalizer.normalize(single(batch.clean))
+        schedule, clean = self.denoiser.noise_schedule, self.denoiser.normalizer.normalize(to_float32(batch.clean))
         target, weight = schedule.target(clean, noise, timesteps), None
         if self.formulation.conditioned and frozen is not None:
             bank = (*self._bank, batch.rows, self.open_from)
@@ -267,8 +268,10 @@ class ConstrainedDiffusion(RejectingDiffusion):
             record: the rows that the constraints see.
             noise_error: `(B,)`, ||eps - eps_theta||^2 / dim of *all* rows: E of Algorithm 1, before the mean.
         """
-        with unrounded(noise_error):
-            squared, excess, violating = zip(*[self._judge(c, record) for c in self.constraints], strict=True)
+        with without_autocast(noise_error):
+            squared, excess, violating = zip(
+                *[self._measure_constraint(c, record) for c in self.constraints], strict=True
+            )
         sums, slacks, violations = (torch.stack([rows.sum() for rows in part]) for part in (squared, excess, violating))
         counts = [sums.new_full((1,), len(rows)) for rows in (record.timesteps, noise_error)]  # filled on the device
         parts = [sums, slacks, violations.to(sums), noise_error.sum()[None].to(sums), *counts]
@@ -280,7 +283,7 @@ class ConstrainedDiffusion(RejectingDiffusion):
             sums = torch.stack([mean_penalty(slack[k], slacks[k]) if m else sums[k] for k, m in enumerate(of_mean)])
             penalty = torch.stack([violation(slack[k]).square() if m else penalty[k] for k, m in enumerate(of_mean)])
             rates = torch.stack([(slack[k] > 0).to(rates) if m else rates[k] for k, m in enumerate(of_mean)])
-        weight = self.penalty_coefficient * released(penalty, self.stop_below)
+        weight = self.penalty_coefficient * penalty_active(penalty, self.stop_below)
         if self.formulation.balanced:
             weight = weight * balance(error / seen[1], penalty)
         dual = multiplier_weight(self.multiplier, self.augmentation, slack)
@@ -289,9 +292,9 @@ class ConstrainedDiffusion(RejectingDiffusion):
         each = torch.stack([a + b for a, b in zip(squared, excess, strict=True)]).sum(0).detach()
         return Measured(loss, penalty, slack, rates, seen[0], each)
 
-    def _judge(self, constraint: Any, record: StepRecord) -> tuple[Tensor, Tensor, Tensor]:
+    def _measure_constraint(self, constraint: Any, record: StepRecord) -> tuple[Tensor, Tensor, Tensor]:
         clean, tolerance = record.predicted_clean, constraint.tolerance
-        clean = single(clean)
+        clean = to_float32(clean)
         if not len(clean):  # one rank's part of a batch may lie above T_phi; not every constraint takes an empty batch
             return clean.new_zeros(0), clean.new_zeros(0), clean.new_zeros(0, dtype=torch.bool)
         values = constraint(record if constraint.needs_step_record else clean).reshape(len(clean), -1)

@@ -12,7 +12,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.denoisers.config import denoiser_config
-from constrained_diffusion.sharding import FullySharded, assemble, local, shard, skeleton
+from constrained_diffusion.runtime.sharding import FullySharded, gather_full, local, meta_copy, shard
 
 
 class DiffusionNetworks(LightningModule):
@@ -32,8 +32,10 @@ class DiffusionNetworks(LightningModule):
     step_skipped = False  #: whether the last optimiser step was left out
     _frozen: tuple[nn.Module, ...]
     unsharded_config: dict[str, Any] | None = None
-    _bones: tuple[nn.Module, ...] = ()  # the EMA without its weights; in a tuple, so that it is no part of the module
-    _whole: tuple[nn.Module, ...] = ()  # with them
+    _meta_copy: tuple[
+        nn.Module, ...
+    ] = ()  # the EMA without its weights; in a tuple, so that it is no part of the module
+    _full_copy: tuple[nn.Module, ...] = ()  # with them
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         made: list[bool] = []
@@ -55,19 +57,19 @@ class DiffusionNetworks(LightningModule):
     @property
     def sharded(self) -> bool:
         """Whether each rank holds its share of the weights alone."""
-        return bool(self._bones)
+        return bool(self._meta_copy)
 
     @property
     def averaged(self) -> nn.Module:
         """The network with the EMA weights, whole on each rank."""
         if not self.sharded:
             return self.ema
-        if not self._whole:
+        if not self._full_copy:
             raise RuntimeError(
                 "the EMA weights are shared out over ranks (strategy fully_sharded), which put them together for "
                 "validation and at the end of training alone; draw samples there, or fit with strategy ddp."
             )
-        return self._whole[0]
+        return self._full_copy[0]
 
     def configure_model(self) -> None:
         strategy = self.trainer.strategy
@@ -82,11 +84,11 @@ class DiffusionNetworks(LightningModule):
                 "the weights of this module are shared out over ranks, since its fit: make the module anew and give "
                 "the fit's checkpoint, as in `trainer.test(module, ckpt_path=...)`."
             )
-        self._whole = ()
+        self._full_copy = ()
         if not isinstance(strategy, FullySharded) or self.sharded or not fitting:
             return
         self.unsharded_config = denoiser_config(self.denoiser)  # sharding puts other classes in place of the network's
-        self._bones = (skeleton(self.ema),)
+        self._meta_copy = (meta_copy(self.ema),)
         for network in (self.denoiser.network, self.ema, *self._frozen):
             shard(network, strategy.device_mesh["data_parallel"], strategy.block)
 
@@ -94,11 +96,11 @@ class DiffusionNetworks(LightningModule):
         self._assemble()
 
     def on_validation_end(self) -> None:
-        self._whole = ()
+        self._full_copy = ()
 
     def before_export(self) -> None:
         """Put the EMA together; all ranks must call it before one of them exports."""
         self._assemble()
 
     def _assemble(self) -> None:
-        self._whole = tuple(assemble(bones, self.ema) for bones in self._bones)
+        self._full_copy = tuple(gather_full(like, self.ema) for like in self._meta_copy)

@@ -59,7 +59,7 @@ def balance(noise_error: Tensor, penalty: Tensor) -> Tensor:
     return (noise_error / penalty.clamp(min=FLOOR)).clamp(max=CAP).detach()
 
 
-def released(penalty: Tensor, stop_below: Tensor) -> Tensor:
+def penalty_active(penalty: Tensor, stop_below: Tensor) -> Tensor:
     """Return 1.0 where the penalty acts and 0.0 where it is released because P <= tau, shape `(m,)`, detached."""
     return (penalty > stop_below).to(penalty.dtype).detach()
 

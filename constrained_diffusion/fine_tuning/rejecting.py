@@ -5,9 +5,9 @@ from __future__ import annotations
 from lightning.pytorch import Callback
 from torch import Tensor
 
-from constrained_diffusion.callbacks.certificate import Certificate
+from constrained_diffusion.callbacks.output.certificate import Certificate
+from constrained_diffusion.diffusion.rejection import Rejection, rejection_sample
 from constrained_diffusion.fine_tuning.evaluated import EvaluatedDiffusion
-from constrained_diffusion.rejection import Rejection, rejection_sample
 
 
 class RejectingDiffusion(EvaluatedDiffusion):

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from constrained_diffusion.denoisers.adapter import Denoiser
+from constrained_diffusion.diffusion.prediction import Predict
 from constrained_diffusion.objectives import Constraint
-from constrained_diffusion.sampling import Predict
 
 
 class Guide(nn.Module, ABC):

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from constrained_diffusion.denoisers.adapter import Prediction
-from constrained_diffusion.diffusion import NoiseSchedule
+from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
+from constrained_diffusion.diffusion.prediction import Prediction
 from constrained_diffusion.noise_optimization.memory import Predict
 from constrained_diffusion.noise_optimization.problem import check_per_row
-from constrained_diffusion.randomness import keyed_normal
+from constrained_diffusion.runtime.randomness import keyed_normal
 
 Context = list[Any]
 

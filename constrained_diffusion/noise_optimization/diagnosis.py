@@ -27,7 +27,7 @@ from torch import Tensor
 
 from constrained_diffusion.noise_optimization.gradients import vjp
 from constrained_diffusion.noise_optimization.problem import Problem, check_per_row, checked_problem
-from constrained_diffusion.randomness import keyed_normal
+from constrained_diffusion.runtime.randomness import keyed_normal
 
 Kind = Literal["I", "II", "III", "moving"]
 PROBES, FRESH = 0xB, 0xBF  # the streams of random directions and of fresh noise

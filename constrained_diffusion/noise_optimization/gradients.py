@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from constrained_diffusion.distributed import sum_over_ranks
 from constrained_diffusion.noise_optimization.problem import Problem, name_of
-from constrained_diffusion.randomness import keyed_normal
+from constrained_diffusion.runtime.randomness import keyed_normal
+from constrained_diffusion.runtime.ranks import sum_over_ranks
 
 PERTURBATION = 0xD0  # the stream of perturbations, apart from those of noises and orders
 DETACHED_SAMPLE = (

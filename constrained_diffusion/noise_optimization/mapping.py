@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from constrained_diffusion.diffusion import NoiseSchedule
+from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
+from constrained_diffusion.diffusion.sampler import Sampler
 from constrained_diffusion.noise_optimization.memory import (
     MemoryBudget,
     Predict,
@@ -17,7 +18,6 @@ from constrained_diffusion.noise_optimization.memory import (
     kept_calls,
     saved_bytes,
 )
-from constrained_diffusion.sampling import Sampler
 
 
 class NoiseToSample:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from constrained_diffusion.denoisers.adapter import Prediction
+from constrained_diffusion.diffusion.prediction import Prediction
 
 MemoryBudget = int | Literal["unlimited", "minimal"]
 Predict = Callable[[Tensor, Tensor], Prediction]

@@ -11,18 +11,19 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from constrained_diffusion.callbacks.noise_callback import NoiseCallback, Optimized
-from constrained_diffusion.datamodules.prompts import Job
-from constrained_diffusion.denoisers.adapter import Denoiser, Prediction
+from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.denoisers.text_to_image import TextToImage
-from constrained_diffusion.metrics.evaluation import Evaluation, images
+from constrained_diffusion.diffusion.prediction import Prediction
+from constrained_diffusion.diffusion.sampler import Sampler, seeded_noise
+from constrained_diffusion.evaluation import Evaluation, images
 from constrained_diffusion.noise_optimization.gradients import Perturbed, check_differentiable
+from constrained_diffusion.noise_optimization.hooks import NoiseCallback, Optimized
+from constrained_diffusion.noise_optimization.jobs import Job
 from constrained_diffusion.noise_optimization.mapping import NoiseToSample
 from constrained_diffusion.noise_optimization.memory import MemoryBudget, Predict
 from constrained_diffusion.noise_optimization.optimizer import NoiseOptimizer, Run
 from constrained_diffusion.noise_optimization.orders import check_size
 from constrained_diffusion.objectives import Constraint, Feasibility, Objective, Reward
-from constrained_diffusion.sampling import Sampler, seeded_noise
 
 
 class DirectNoiseOptimization(LightningModule):

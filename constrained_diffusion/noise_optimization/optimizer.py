@@ -22,7 +22,7 @@ from constrained_diffusion.noise_optimization.orders import check_size, draw_ord
 from constrained_diffusion.noise_optimization.problem import check_per_row, checked_problem, first_not_finite, name_of
 from constrained_diffusion.noise_optimization.record import Record, StopReason
 from constrained_diffusion.noise_optimization.regularizers import PRNO, Regularizer
-from constrained_diffusion.precision import unrounded
+from constrained_diffusion.runtime.precision import without_autocast
 
 DEFAULT_OPTIMIZER = partial(Adam, lr=0.01)  # no weight decay: it would shrink z out of the typical set
 ORDERS = 0x0D  # the stream of random orders
@@ -175,7 +175,7 @@ class Run:
         orders = draw_orders(
             flat.shape[1], settings.k, settings.permutations, (settings.seed, ORDERS, self.evaluations)
         )
-        with torch.enable_grad(), unrounded(flat):
+        with torch.enable_grad(), without_autocast(flat):
             bounds = log_bounds(flat, orders.to(flat.device), settings.k)
             if flat.requires_grad:
                 regularizer = settings.regularizer.weight * settings.regularizer(flat, bounds).sum()

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from constrained_diffusion.randomness import keyed_generator
+from constrained_diffusion.runtime.randomness import keyed_generator
 
 BLOCK = 32  #: numbers that move together, at most
 BLOCKS = 8192  #: blocks that there must be at least, for one to hold more than a single number

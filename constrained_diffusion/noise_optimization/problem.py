@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from constrained_diffusion.precision import single
+from constrained_diffusion.runtime.precision import to_float32
 
 Key = tuple[int, ...]
 
@@ -51,7 +51,7 @@ def checked_problem(
         return clean
 
     def checked_reward(clean: Tensor, contexts: list[Any]) -> Tensor:
-        values = single(call(reward, clean, contexts, "reward"))  # differences of verdicts, too, are taken below
+        values = to_float32(call(reward, clean, contexts, "reward"))  # differences of verdicts, too, are taken below
         if values.shape != clean.shape[:1]:
             raise ValueError(
                 f"a reward must return one number per sample, shape {tuple(clean.shape[:1])}, but {name_of(reward)} "

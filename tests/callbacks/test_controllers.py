@@ -25,7 +25,7 @@ from constrained_diffusion.callbacks import (
     NuPI,
     PenaltyScheduler,
 )
-from constrained_diffusion.fine_tuning.penalty import multiplier_weight, quadratic_penalty, released
+from constrained_diffusion.fine_tuning.penalty import multiplier_weight, penalty_active, quadratic_penalty
 
 Function = Callable[[Tensor], Tensor]
 
@@ -45,7 +45,7 @@ class Program(LightningModule):
     def training_step(self, batch: Tensor, batch_idx: int) -> dict[str, Tensor]:
         slack = torch.stack([g(self.x) for g in self.functions])
         penalty = quadratic_penalty(slack)
-        weight = self.penalty_coefficient * released(penalty, self.stop_below)
+        weight = self.penalty_coefficient * penalty_active(penalty, self.stop_below)
         dual = multiplier_weight(self.multiplier, self.augmentation, slack.detach())
         loss = self.objective(self.x) + (weight * penalty + dual * slack).sum()
         return {

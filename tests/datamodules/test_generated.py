@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 
 from constrained_diffusion.datamodules import generated
 from constrained_diffusion.datamodules.generated import FIRST_SEED, GeneratedDataModule, default_cache
-from constrained_diffusion.denoisers.adapter import Prediction
-from constrained_diffusion.diffusion import Normalizer
+from constrained_diffusion.diffusion.normalizer import Normalizer
+from constrained_diffusion.diffusion.prediction import Prediction
+from constrained_diffusion.diffusion.sampler import Sampler
 from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
 from constrained_diffusion.guides.base import Guide
 from constrained_diffusion.objectives import Constraint
-from constrained_diffusion.sampling import Sampler
 
 SAMPLER = Sampler(steps=3)
 Attach = Callable[..., tuple[ConstrainedDiffusion, GeneratedDataModule]]

@@ -9,7 +9,7 @@ import torch
 
 from constrained_diffusion.datamodules import Maze2DDataModule
 from constrained_diffusion.datamodules.maze2d import _runs
-from constrained_diffusion.maze.plans import points
+from constrained_diffusion.domains.mazes.plans import points
 
 minari = pytest.importorskip("minari", reason="minari is not installed")
 pytest.importorskip("mujoco", reason="mujoco is not installed")

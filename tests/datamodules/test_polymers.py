@@ -9,9 +9,9 @@ import torch
 pytest.importorskip("rdkit", reason="the extra `polymer` is not installed")
 
 from constrained_diffusion.datamodules.polymers import PolymerDataModule
-from constrained_diffusion.polymers.coding import coding
-from constrained_diffusion.polymers.reference import Reference
-from constrained_diffusion.polymers.repeat_units import canonical
+from constrained_diffusion.domains.polymers.coding import coding
+from constrained_diffusion.domains.polymers.reference import Reference
+from constrained_diffusion.domains.polymers.repeat_units import canonical
 
 
 @pytest.fixture

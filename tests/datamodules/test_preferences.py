@@ -13,10 +13,10 @@ import torch
 pytest.importorskip("rdkit", reason="the extra `polymer` is not installed")
 
 from constrained_diffusion.datamodules import PolymerDataModule, PreferenceDataModule
-from constrained_diffusion.polymers.parts import preferences_and_judge
-from constrained_diffusion.polymers.spelling import along_backbone
-from constrained_diffusion.polymers.table import NAME
-from constrained_diffusion.preferences.model import MeritCNN
+from constrained_diffusion.domains.polymers.preferences.model import MeritCNN
+from constrained_diffusion.domains.polymers.spelling import along_backbone
+from constrained_diffusion.domains.polymers.split import preferences_and_judge
+from constrained_diffusion.domains.polymers.table import NAME
 
 Make = Callable[..., PreferenceDataModule]
 UNITS = {f"[Cu]{'C' * n}{end}[Au]": 1 + 7 * n % 41 + i / 2 for n in range(1, 21) for i, end in enumerate(("O", "N"))}

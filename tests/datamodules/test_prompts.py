@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import distributed
 
 from constrained_diffusion.datamodules import PromptsDataModule
-from constrained_diffusion.datamodules.prompts import Job
+from constrained_diffusion.noise_optimization.jobs import Job
 
 LINES = """
 {"prompt": "a white duck", "seed": 7, "category": "animals"}

@@ -11,7 +11,8 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from constrained_diffusion.denoisers.adapter import Denoiser
-from constrained_diffusion.diffusion import NoiseSchedule, Normalizer
+from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
+from constrained_diffusion.diffusion.normalizer import Normalizer
 
 
 def schedule(kind: Any = "epsilon") -> NoiseSchedule:

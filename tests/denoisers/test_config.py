@@ -11,7 +11,8 @@ import torch
 from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.denoisers.config import build, denoiser_config
 from constrained_diffusion.denoisers.schedule import DiffusersSchedule
-from constrained_diffusion.diffusion import NoiseSchedule, Normalizer
+from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
+from constrained_diffusion.diffusion.normalizer import Normalizer
 
 
 def test_a_diffusers_denoiser_is_built_again(unet: Any, answers: Any) -> None:

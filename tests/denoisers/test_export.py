@@ -17,8 +17,9 @@ from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.denoisers.export import export, weights_sha256
 from constrained_diffusion.denoisers.loading import PretrainedDenoiser
 from constrained_diffusion.denoisers.schedule import DiffusersSchedule
-from constrained_diffusion.diffusion import NoiseSchedule, Normalizer
-from constrained_diffusion.sampling import Sampler, ddim
+from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
+from constrained_diffusion.diffusion.normalizer import Normalizer
+from constrained_diffusion.diffusion.sampler import Sampler, ddim
 
 
 def make(unet: Any, **settings: Any) -> Denoiser:

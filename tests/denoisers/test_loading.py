@@ -17,7 +17,8 @@ from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.denoisers.config import denoiser_config
 from constrained_diffusion.denoisers.loading import PretrainedDenoiser
 from constrained_diffusion.denoisers.schedule import DiffusersSchedule
-from constrained_diffusion.diffusion import NoiseSchedule, Normalizer
+from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
+from constrained_diffusion.diffusion.normalizer import Normalizer
 from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
 
 SCHEDULE = {"num_train_timesteps": 50, "beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"}

@@ -11,12 +11,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from constrained_diffusion import zoo
 from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.denoisers.config import denoiser_config
 from constrained_diffusion.denoisers.loading import PretrainedDenoiser
 from constrained_diffusion.denoisers.schedule import DiffusersSchedule
-from constrained_diffusion.diffusion import NoiseSchedule
+from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
+from constrained_diffusion.runtime import assets
 
 SCHEDULE = {"num_train_timesteps": 50, "beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"}
 BAD_WEIGHTS = "truncated or from another model"
@@ -65,7 +65,7 @@ def test_truncated_safetensors_are_refused(tmp_path: Path, unet: Any, kept: int)
 
 def test_a_zoo_name_comes_first(pipeline: Path, monkeypatch: pytest.MonkeyPatch, reference: Any, answers: Any) -> None:
     (pipeline / "CARD.md").write_text("a card")
-    monkeypatch.setattr(zoo, "_FOLDER", pipeline.parent)
+    monkeypatch.setattr(assets, "FOLDER", pipeline.parent)
     monkeypatch.chdir(pipeline.parent.parent)
     denoiser = PretrainedDenoiser("pipeline")
     assert torch.equal(answers(denoiser), reference)

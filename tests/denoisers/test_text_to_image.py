@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from constrained_diffusion.denoisers import text_to_image
 from constrained_diffusion.denoisers.text_to_image import TextToImage
-from constrained_diffusion.sampling import Sampler, ddim
+from constrained_diffusion.diffusion.sampler import Sampler, ddim
 
 transformers = pytest.importorskip("transformers", reason="the extra `rewards` is not installed")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from constrained_diffusion import cli
+from constrained_diffusion.cli import command
 
 PROMPTS = ["a white duck", "black cat"]
 
@@ -19,7 +19,7 @@ def test_the_shipped_configs_optimise_its_images(
     monkeypatch.chdir(tmp_path)
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('"a white duck"\n{"prompt": "black cat", "seed": 7}\n')
-    cli.main([
+    command.main([
         "predict", "--config", f"{config}.yaml", f"--model.init_args.model.init_args.source={folders[kind]}",
         "--model.init_args.objective=Brightness", "--model.init_args.sampler.steps=2", "--model.init_args.steps=2",
         "--data.init_args.prompts=null", f"--data.init_args.prompt_file={prompts}", "--trainer.precision=32-true",

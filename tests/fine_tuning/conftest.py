@@ -9,8 +9,8 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
+from constrained_diffusion.diffusion.sampler import Sampler
 from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
-from constrained_diffusion.sampling import Sampler
 
 ADAM = partial(torch.optim.Adam, lr=1e-2)
 SAMPLER = Sampler(steps=4)

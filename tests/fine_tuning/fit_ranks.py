@@ -15,16 +15,17 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from constrained_diffusion.callbacks import PenaltyScheduler
-from constrained_diffusion.callbacks.constraint_callback import Violations
-from constrained_diffusion.constraints import KLFromPretrained
-from constrained_diffusion.datamodules import DiffusionDataModule, GeneratedDataModule, TensorRows
+from constrained_diffusion.callbacks.controllers.base import Violations
+from constrained_diffusion.datamodules import GeneratedDataModule
 from constrained_diffusion.denoisers import Denoiser
-from constrained_diffusion.diffusion import NoiseSchedule
+from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
+from constrained_diffusion.diffusion.sampler import Sampler
+from constrained_diffusion.fine_tuning.divergence import KLFromPretrained
 from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
 from constrained_diffusion.fine_tuning.records import below_threshold
 from constrained_diffusion.objectives import Constraint, StepRecord
-from constrained_diffusion.sampling import Sampler
-from constrained_diffusion.sharding import whole
+from constrained_diffusion.runtime.data import DiffusionDataModule, TensorRows
+from constrained_diffusion.runtime.sharding import whole
 
 GLOBAL_BATCH, STEPS, TRAIN = 8, 20, 32
 HELD_OUT, SEEDS = 9, 5  # odd, so that the ranks' shares differ

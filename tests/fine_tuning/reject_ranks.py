@@ -16,12 +16,12 @@ from torch import Tensor
 from constrained_diffusion.callbacks import SampleWriter
 from constrained_diffusion.datamodules import SeedsDataModule
 from constrained_diffusion.denoisers import Denoiser
-from constrained_diffusion.diffusion import NoiseSchedule
+from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
+from constrained_diffusion.diffusion.sampler import Sampler
+from constrained_diffusion.evaluation import Evaluation
 from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
-from constrained_diffusion.metrics.evaluation import Evaluation
-from constrained_diffusion.metrics.proportion import ViolationRate
 from constrained_diffusion.objectives import Constraint
-from constrained_diffusion.sampling import Sampler
+from constrained_diffusion.statistics import ViolationRate
 
 Tiny = runpy.run_path(str(Path(__file__).with_name("fit_ranks.py")))["Tiny"]
 SEEDS, LIMIT = 9, 0.5  # odd, so that the ranks' shares and their numbers of batches differ

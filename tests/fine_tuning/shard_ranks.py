@@ -25,10 +25,10 @@ from constrained_diffusion.callbacks import (
     SampleGrid,
 )
 from constrained_diffusion.denoisers import Denoiser
-from constrained_diffusion.diffusion import NoiseSchedule
+from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
+from constrained_diffusion.diffusion.sampler import Sampler
 from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
-from constrained_diffusion.sampling import Sampler
-from constrained_diffusion.sharding import FullySharded, local, shard, whole
+from constrained_diffusion.runtime.sharding import FullySharded, local, shard, whole
 
 PARTS = runpy.run_path(str(Path(__file__).with_name("fit_ranks.py")))
 GLOBAL_BATCH, STEPS, HALF = 8, 8, 4  # an epoch has 4 steps

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from constrained_diffusion.diffusion import NoiseSchedule
+from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
 from constrained_diffusion.fine_tuning.conditioning import condition_on_feasible
 
 SCHEDULE = NoiseSchedule(torch.linspace(0.99, 0.01, 50))

@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from constrained_diffusion import zoo
-from constrained_diffusion.datamodules.batch import Batch
+from constrained_diffusion.batch import Batch
+from constrained_diffusion.diffusion.sampler import Sampler
+from constrained_diffusion.evaluation import Evaluation
 from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
-from constrained_diffusion.metrics.evaluation import Evaluation
 from constrained_diffusion.objectives import Constraint, StepRecord
-from constrained_diffusion.randomness import keyed_normal
-from constrained_diffusion.sampling import Sampler
+from constrained_diffusion.runtime import assets
+from constrained_diffusion.runtime.randomness import keyed_normal
 
 ADAM = partial(torch.optim.Adam, lr=1e-2)
 SAMPLER = Sampler(steps=4)
@@ -200,13 +200,13 @@ def test_a_constraint_on_the_step_has_no_say_about_samples(trained: Any, tiny_da
 
 
 @pytest.fixture
-def stored(tmp_path: Path) -> Path:
+def storable(tmp_path: Path) -> Path:
     """A weights' folder with 24 stored samples, half of them white, and the card that says how they were drawn."""
     folder = tmp_path / "weights"
     folder.mkdir()
     samples = torch.zeros(24, 1, 8, 8)
     samples[::2] = 1.0
-    zoo.write_sheet(samples, folder / "samples.png", columns=7)
+    assets.write_sheet(samples, folder / "samples.png", columns=7)
     card = {"sampler": asdict(SAMPLER), "precision": "32-true", "count": 24, "size": 8}
     (folder / "card.json").write_text(json.dumps({"samples": card}))
     return folder
@@ -278,7 +278,7 @@ def test_constraints_that_do_not_count_have_no_verdict(tiny_denoiser: Any, too_b
     dark, bright = rows(4).clean * 0.1, rows(4).clean * 0.1 + 0.9
     samples = torch.cat([dark, bright])
     counting, helping = too_bright(), too_bright()
-    helping.counts = False
+    helping.has_verdict = False
     assert ConstrainedDiffusion(tiny_denoiser(), counting).feasible(samples).tolist() == [1.0] * 4 + [0.0] * 4
     assert ConstrainedDiffusion(tiny_denoiser(), helping).feasible(samples).tolist() == [1.0] * 8
     assert (

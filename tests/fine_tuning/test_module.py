@@ -10,8 +10,8 @@ import torch
 from lightning.pytorch import Trainer
 from torch import nn
 
+from constrained_diffusion.batch import Batch
 from constrained_diffusion.callbacks import PenaltyScheduler
-from constrained_diffusion.datamodules.batch import Batch
 from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
 from constrained_diffusion.objectives import Constraint
 
@@ -34,7 +34,7 @@ def module(tiny_denoiser, too_bright, fit, tiny_data):
 
 def by_hand(module, batch):
     """Recompute what `training_step` draws and measures, from the paper's formulas alone."""
-    from constrained_diffusion.randomness import keyed_normal, stratified_timesteps
+    from constrained_diffusion.runtime.randomness import keyed_normal, stratified_timesteps
 
     clean = batch.clean * 2 - 1
     rows = range(len(clean))
@@ -235,7 +235,7 @@ def test_bad_settings(tiny_denoiser, too_bright, settings, message):
 def test_data_of_another_shape(tiny_denoiser, fit, tiny_data):
     class Wide(tiny_data):
         def build(self):
-            from constrained_diffusion.datamodules import TensorRows
+            from constrained_diffusion.runtime.data import TensorRows
 
             return TensorRows(torch.rand(32, 1, 8, 10)), TensorRows(torch.rand(16, 1, 8, 10))
 

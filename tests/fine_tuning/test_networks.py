@@ -14,7 +14,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import ModelParallelStrategy
 from safetensors.torch import load_file
 
-from constrained_diffusion.sharding import FullySharded
+from constrained_diffusion.runtime.sharding import FullySharded
 
 PROGRAM = Path(__file__).with_name("shard_ranks.py")
 SHARED = runpy.run_path(str(PROGRAM))
@@ -89,7 +89,7 @@ def test_a_fit_without_a_step_left_exports_all_the_same(story: Story) -> None:
 def test_a_module_that_is_shared_out_is_not_tested(story: Story, tmp_path: Path) -> None:
     module, data = SHARED["make"](), SHARED["PARTS"]["Data"](test_samples=5)
     trainer = SHARED["trainer_for"](tmp_path, 1, 0)
-    module._bones = (module.ema,)
+    module._meta_copy = (module.ema,)
     with pytest.raises(ValueError, match="shared out over ranks, since its fit: make the module anew"):
         trainer.test(module, datamodule=data, verbose=False)
 
@@ -152,7 +152,7 @@ def test_lightning_s_own_strategy_is_refused(tmp_path: Path) -> None:
 def test_the_ema_is_not_drawn_from_by_one_rank_alone() -> None:
     module = SHARED["make"]()
     assert module.averaged is module.ema
-    module._bones = (module.ema,)
+    module._meta_copy = (module.ema,)
     with pytest.raises(RuntimeError, match="shared out over ranks"):
         module.sample([0])
 

@@ -65,7 +65,7 @@ def test_floor_and_cap_of_the_ratio() -> None:
 
 def test_the_penalty_acts_above_tau_only() -> None:
     p = torch.tensor([0.009, 0.01, 0.011], requires_grad=True)
-    acting = penalty.released(p, torch.tensor(0.01))
+    acting = penalty.penalty_active(p, torch.tensor(0.01))
     assert acting.tolist() == [0.0, 0.0, 1.0]
     assert not acting.requires_grad
 

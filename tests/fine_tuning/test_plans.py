@@ -10,19 +10,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from constrained_diffusion.constraints import ForbiddenZones
-from constrained_diffusion.datamodules.base import DiffusionDataModule, TensorRows
-from constrained_diffusion.datamodules.batch import Batch
+from constrained_diffusion.batch import Batch
 from constrained_diffusion.datamodules.generated import GeneratedDataModule
 from constrained_diffusion.denoisers import PretrainedDenoiser
 from constrained_diffusion.denoisers.adapter import Denoiser
-from constrained_diffusion.denoisers.planners import TransformerPlanner
 from constrained_diffusion.denoisers.schedule import DiffusersSchedule
-from constrained_diffusion.diffusion import MeasuredNormalizer
+from constrained_diffusion.diffusion.normalizer import MeasuredNormalizer
+from constrained_diffusion.diffusion.sampler import Sampler
+from constrained_diffusion.domains.mazes import HeldEnds
+from constrained_diffusion.domains.mazes.forbidden_zones import ForbiddenZones
+from constrained_diffusion.domains.mazes.planners import TransformerPlanner
+from constrained_diffusion.domains.mazes.plans import points
 from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
-from constrained_diffusion.guides import HeldEnds
-from constrained_diffusion.maze.plans import points
-from constrained_diffusion.sampling import Sampler
+from constrained_diffusion.runtime.data import DiffusionDataModule, TensorRows
 
 START, GOAL = [-2.5, 2.5], [2.5, -2.5]
 

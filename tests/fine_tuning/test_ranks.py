@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from constrained_diffusion.callbacks.constraint_callback import ConstraintCallback
+from constrained_diffusion.callbacks.controllers.base import ConstraintCallback
 
 PROGRAM = Path(__file__).with_name("fit_ranks.py")
 SMALL = runpy.run_path(str(PROGRAM))

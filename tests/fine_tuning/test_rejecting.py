@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from constrained_diffusion.callbacks import Certificate
+from constrained_diffusion.diffusion.rejection import InfeasibleError, Rejection, attempt_seed
 from constrained_diffusion.objectives import Constraint, StepRecord
-from constrained_diffusion.rejection import InfeasibleError, Rejection, attempt_seed
 
 PROGRAM = Path(__file__).with_name("reject_ranks.py")
 SMALL = runpy.run_path(str(PROGRAM))

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from constrained_diffusion.denoisers.adapter import Denoiser
-from constrained_diffusion.denoisers.planners import TransformerPlanner
 from constrained_diffusion.denoisers.schedule import DiffusersSchedule
-from constrained_diffusion.diffusion import Normalizer
+from constrained_diffusion.diffusion.normalizer import Normalizer
+from constrained_diffusion.domains.mazes.planners import TransformerPlanner
 
 
 @pytest.fixture

@@ -8,14 +8,17 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from constrained_diffusion.constraints import ForbiddenZones, Walls
 from constrained_diffusion.denoisers.adapter import Denoiser
-from constrained_diffusion.guides import BarrierStep, Chain, Guide, HeldEnds, LossGuidance, Projection
-from constrained_diffusion.guides.barrier import barrier_step
-from constrained_diffusion.guides.projection import pushed_out
-from constrained_diffusion.maze.plans import points
-from constrained_diffusion.rewards import JPEGCompressibility, NearGoal
-from constrained_diffusion.sampling import Sampler, seeded_noise
+from constrained_diffusion.diffusion.sampler import Sampler, seeded_noise
+from constrained_diffusion.domains.images.jpeg import JPEGCompressibility
+from constrained_diffusion.domains.mazes import HeldEnds, ZoneBarrier, ZoneProjection
+from constrained_diffusion.domains.mazes.barrier import barrier_step
+from constrained_diffusion.domains.mazes.forbidden_zones import ForbiddenZones
+from constrained_diffusion.domains.mazes.goal import NearGoal
+from constrained_diffusion.domains.mazes.plans import points
+from constrained_diffusion.domains.mazes.projection import pushed_out
+from constrained_diffusion.domains.mazes.walls import Walls
+from constrained_diffusion.guides import Chain, Guide, LossGuidance
 
 START, GOAL = [-2.5, 2.5], [2.5, -2.5]
 SAMPLER = Sampler(steps=8)
@@ -34,9 +37,9 @@ def drawn(planner: Denoiser, guide: Guide | None, sampler: Sampler = SAMPLER, co
 GUIDES: dict[str, Callable[[], Guide]] = {
     "held": lambda: HeldEnds(START, GOAL),
     "guidance": lambda: LossGuidance(zones(), scale=2.0),
-    "projection": lambda: Projection(zones()),
-    "barrier": lambda: BarrierStep(zones()),
-    "chain": lambda: Chain([Projection(zones()), HeldEnds(START, GOAL)]),
+    "projection": lambda: ZoneProjection(zones()),
+    "barrier": lambda: ZoneBarrier(zones()),
+    "chain": lambda: Chain([ZoneProjection(zones()), HeldEnds(START, GOAL)]),
 }
 
 
@@ -59,8 +62,8 @@ def test_a_guide_tells_its_settings(name: str) -> None:
 
 def test_settings_tell_guides_apart() -> None:
     assert repr(HeldEnds(START)) != repr(HeldEnds(GOAL)) != repr(HeldEnds(goal=GOAL))
-    assert repr(Projection(zones())) != repr(
-        Projection(ForbiddenZones("open", centres=[[1.0, 0.0]], margin=0.0, form="points"))
+    assert repr(ZoneProjection(zones())) != repr(
+        ZoneProjection(ForbiddenZones("open", centres=[[1.0, 0.0]], margin=0.0, form="points"))
     )
 
 
@@ -84,8 +87,8 @@ def test_the_denoiser_sees_held_tokens_clean_and_at_level_zero(planner: Denoiser
 
 def test_projection_leaves_no_point_inside(planner: Denoiser) -> None:
     assert (drawn(planner, None).flatten(0, 2) - zones().centres).norm(dim=1).min() < 0.4
-    assert (drawn(planner, Projection(zones())).flatten(0, 2) - zones().centres).norm(dim=1).min() >= 0.4 - 1e-5
-    late = drawn(planner, Projection(zones(), below=1))
+    assert (drawn(planner, ZoneProjection(zones())).flatten(0, 2) - zones().centres).norm(dim=1).min() >= 0.4 - 1e-5
+    late = drawn(planner, ZoneProjection(zones(), below=1))
     assert (late.flatten(0, 2) - zones().centres).norm(dim=1).min() < 0.4  # the last step is at timestep 12
 
 
@@ -123,7 +126,7 @@ def test_the_barrier_step_is_the_quadratic_programs_solution() -> None:
 def test_the_barrier_drives_plans_out_of_a_zone(planner: Denoiser) -> None:
     long = Sampler(steps=50)
     free = (drawn(planner, None, long).flatten(0, 2) - zones().centres).norm(dim=1)
-    kept = (drawn(planner, BarrierStep(zones(), gain=0.5), long).flatten(0, 2) - zones().centres).norm(dim=1)
+    kept = (drawn(planner, ZoneBarrier(zones(), gain=0.5), long).flatten(0, 2) - zones().centres).norm(dim=1)
     assert (free < 0.4).sum() > 3 * (kept < 0.38).sum()
 
 
@@ -145,15 +148,15 @@ def test_what_cannot_be_guided_is_told(planner: Denoiser) -> None:
         LossGuidance(JPEGCompressibility())
     with pytest.raises(ValueError, match="at least one guide"):
         Chain([])
-    for make in (lambda: HeldEnds(START), lambda: Projection(zones()), lambda: BarrierStep(zones())):
+    for make in (lambda: HeldEnds(START), lambda: ZoneProjection(zones()), lambda: ZoneBarrier(zones())):
         with pytest.raises(ValueError, match="expects plans of shape"):
             make().check_data((1, 28, 28))
         make().check_data(planner.sample_shape)
 
 
 def test_a_projection_takes_the_zones_of_the_fit_it_serves(planner: Denoiser) -> None:
-    open_ended = Projection()
-    with pytest.raises(ValueError, match="Projection expects zones to put plans out of, got none"):
+    open_ended = ZoneProjection()
+    with pytest.raises(ValueError, match="ZoneProjection expects zones to put plans out of, got none"):
         drawn(planner, open_ended)
     with pytest.raises(ValueError, match="got none; give it zones, or fit under ForbiddenZones"):
         open_ended.bind([Walls("open")])
@@ -162,7 +165,7 @@ def test_a_projection_takes_the_zones_of_the_fit_it_serves(planner: Denoiser) ->
     plans = drawn(planner, open_ended).flatten(0, 2)
     assert (plans - zones().centres).norm(dim=1).min() >= 0.4 - 1e-5
     assert (plans - other.centres).norm(dim=1).min() >= 0.4 - 1e-5
-    assert torch.equal(drawn(planner, open_ended), drawn(planner, Projection(zones()))) is False
-    own = Projection(zones())
+    assert torch.equal(drawn(planner, open_ended), drawn(planner, ZoneProjection(zones()))) is False
+    own = ZoneProjection(zones())
     own.bind([other])
-    assert torch.equal(drawn(planner, own), drawn(planner, Projection(zones())))  # what was given stays
+    assert torch.equal(drawn(planner, own), drawn(planner, ZoneProjection(zones())))  # what was given stays

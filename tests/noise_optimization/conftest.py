@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from constrained_diffusion.denoisers.adapter import Prediction
-from constrained_diffusion.diffusion import NoiseSchedule
+from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
+from constrained_diffusion.diffusion.prediction import Prediction
 
 
 @pytest.fixture

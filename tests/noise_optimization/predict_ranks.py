@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from constrained_diffusion.callbacks import NoiseReport, NoiseResults
 from constrained_diffusion.datamodules import SeedsDataModule
 from constrained_diffusion.denoisers import Denoiser, DiffusersSchedule
-from constrained_diffusion.diffusion import Normalizer
-from constrained_diffusion.metrics import Evaluation, ViolationRate
+from constrained_diffusion.diffusion.normalizer import Normalizer
+from constrained_diffusion.diffusion.sampler import Sampler
+from constrained_diffusion.evaluation import Evaluation
 from constrained_diffusion.noise_optimization.gradients import Hybrid2
 from constrained_diffusion.noise_optimization.module import DirectNoiseOptimization
 from constrained_diffusion.objectives import Reward
-from constrained_diffusion.sampling import Sampler
+from constrained_diffusion.statistics import ViolationRate
 
 
 class Dark(Reward):

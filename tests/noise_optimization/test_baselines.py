@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from constrained_diffusion.diffusion import NoiseSchedule
+from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
+from constrained_diffusion.diffusion.sampler import Sampler, ddim
 from constrained_diffusion.noise_optimization.baselines import best_of_n, loss_guided
-from constrained_diffusion.sampling import Sampler, ddim
 
 MEAN, VARIANCE = 0.5, 0.36
 SLOPE = torch.tensor([0.8, -0.4], dtype=torch.float64)

@@ -16,7 +16,7 @@ from constrained_diffusion.noise_optimization.gradients import ZOSGD, Exact, Hyb
 from constrained_diffusion.noise_optimization.optimizer import NoiseOptimizer, Run
 from constrained_diffusion.noise_optimization.problem import name_of
 from constrained_diffusion.noise_optimization.regularizers import Regularizer, Unregularized
-from constrained_diffusion.randomness import keyed_normal
+from constrained_diffusion.runtime.randomness import keyed_normal
 
 
 def start(*keys: int) -> Tensor:

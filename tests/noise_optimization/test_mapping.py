@@ -9,13 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from constrained_diffusion.denoisers.adapter import Denoiser, Prediction
-from constrained_diffusion.diffusion import NoiseSchedule, Normalizer
+from constrained_diffusion.denoisers.adapter import Denoiser
+from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
+from constrained_diffusion.diffusion.normalizer import Normalizer
+from constrained_diffusion.diffusion.prediction import Prediction
+from constrained_diffusion.diffusion.sampler import Sampler
 from constrained_diffusion.noise_optimization.mapping import NoiseToSample
 from constrained_diffusion.noise_optimization.memory import MemoryBudget
 from constrained_diffusion.noise_optimization.optimizer import NoiseOptimizer
 from constrained_diffusion.noise_optimization.regularizers import Unregularized
-from constrained_diffusion.sampling import Sampler
 
 STEPS, HIDDEN = 6, 32
 MEAN, DEVIATION = 1.5, 0.4

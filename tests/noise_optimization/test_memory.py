@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from constrained_diffusion.denoisers.adapter import Prediction
+from constrained_diffusion.diffusion.prediction import Prediction
 from constrained_diffusion.noise_optimization.memory import check_budget, checkpoint_calls, kept_calls, saved_bytes
 
 ROWS, WIDTH = 4, 1000

@@ -15,7 +15,7 @@ from constrained_diffusion.noise_optimization.gradients import ZOSGD, Exact, Hyb
 from constrained_diffusion.noise_optimization.optimizer import DEFAULT_OPTIMIZER, NoiseOptimizer, Run
 from constrained_diffusion.noise_optimization.record import stack
 from constrained_diffusion.noise_optimization.regularizers import PRNO, ChiNorm, Unregularized
-from constrained_diffusion.randomness import keyed_normal
+from constrained_diffusion.runtime.randomness import keyed_normal
 
 SHAPE = (3, 4)
 ADAM = partial(Adam, lr=0.05)

@@ -17,15 +17,17 @@ from torch import Tensor, nn
 from constrained_diffusion.callbacks import NoiseReport, NoiseResults
 from constrained_diffusion.datamodules import SeedsDataModule
 from constrained_diffusion.denoisers.adapter import Denoiser
-from constrained_diffusion.diffusion import NoiseSchedule, Normalizer
-from constrained_diffusion.maze import Maze
-from constrained_diffusion.maze.drawing import plan_overlays, plan_pictures
-from constrained_diffusion.maze.plans import points
-from constrained_diffusion.metrics import Evaluation, ViolationRate
+from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
+from constrained_diffusion.diffusion.normalizer import Normalizer
+from constrained_diffusion.diffusion.sampler import Sampler
+from constrained_diffusion.domains.mazes.drawing import plan_overlays, plan_pictures
+from constrained_diffusion.domains.mazes.layout import Maze
+from constrained_diffusion.domains.mazes.plans import points
+from constrained_diffusion.evaluation import Evaluation
 from constrained_diffusion.noise_optimization.module import DirectNoiseOptimization
 from constrained_diffusion.objectives import Constraint, Feasibility, Reward
-from constrained_diffusion.rewards.combined import WeightedSum
-from constrained_diffusion.sampling import Sampler
+from constrained_diffusion.objectives.converters import WeightedSum
+from constrained_diffusion.statistics import ViolationRate
 
 MAZE, CENTRE, RADIUS = Maze.of("umaze"), torch.tensor([0.0, 1.0]), 0.8
 

@@ -12,12 +12,12 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 
 from constrained_diffusion.datamodules import SeedsDataModule
+from constrained_diffusion.diffusion.sampler import Sampler
 from constrained_diffusion.noise_optimization.module import DirectNoiseOptimization
 from constrained_diffusion.noise_optimization.optimizer import NoiseOptimizer
 from constrained_diffusion.noise_optimization.record import Record
 from constrained_diffusion.noise_optimization.regularizers import PRNO
 from constrained_diffusion.objectives import Reward
-from constrained_diffusion.sampling import Sampler
 
 STEPS = 6
 # Half of what two neighbouring numbers differ by, relative to them; float32's 2**-24 less what sums lose.

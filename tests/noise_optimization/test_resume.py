@@ -17,7 +17,7 @@ from constrained_diffusion.noise_optimization.gradients import Exact, Hybrid1
 from constrained_diffusion.noise_optimization.optimizer import NoiseOptimizer, Run
 from constrained_diffusion.noise_optimization.record import Record, stack
 from constrained_diffusion.noise_optimization.regularizers import Unregularized
-from constrained_diffusion.randomness import keyed_normal
+from constrained_diffusion.runtime.randomness import keyed_normal
 
 SHAPE = (3, 4)
 ADAM = partial(Adam, lr=0.05)

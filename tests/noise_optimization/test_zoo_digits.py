@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from constrained_diffusion import NoiseOptimizer, NoiseToSample, PretrainedDenoiser, Sampler
-from constrained_diffusion.rewards import Brightness
-from constrained_diffusion.sampling import seeded_noise
+from constrained_diffusion.diffusion.sampler import seeded_noise
+from constrained_diffusion.domains.images.pixels import Brightness
 
 
 def test_a_row_is_alike_alone_and_in_a_batch() -> None:

@@ -1,0 +1,1 @@
+"""What steers penalty coefficients and multipliers."""

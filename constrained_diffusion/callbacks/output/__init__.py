@@ -1,0 +1,1 @@
+"""What a run leaves behind: results, samples, grids, reports, certificates."""

@@ -1,0 +1,76 @@
+"""What an evaluation says of a noise optimisation's samples, before and after; read from the files of the run."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torchmetrics import Metric
+
+from constrained_diffusion.evaluation import Evaluation
+from constrained_diffusion.objectives import Constraint
+from constrained_diffusion.statistics import ViolationRate
+
+SIDES = {"before": "before", "after": "sample"}  #: side -> the tensor's name in noise/KEY.safetensors
+BATCH = 64
+
+
+@torch.no_grad()
+def before_and_after(
+    folder: Path,
+    keys: Sequence[str],
+    evaluation: Evaluation,
+    constraints: Sequence[Constraint] = (),
+    device: torch.device | str = "cpu",
+) -> dict[str, Any]:
+    """Measure the finished samples; one rank does it for all, and the evaluation's own state stays as it is.
+
+    Args:
+        folder: the run; `noise/KEY.safetensors` holds each key's samples.
+        keys: of the finished samples, at least one.
+        evaluation: what judges them, on `device`.
+        constraints: those of the objective; whether all of them hold by their own g is measured too.
+        device: where the samples go to be judged.
+
+    Returns:
+        "before", "after" and "label" as in `results.json` of a fine-tuning.
+    """
+    results = {}
+    for side, name in SIDES.items():
+        judge, own = copy.deepcopy(evaluation), ViolationRate().to(device)
+        judge.reset()
+        for metric in (own, *judge.modules()):
+            if isinstance(metric, Metric):
+                metric.distributed_available_fn = _alone
+        for clean in _batches(folder, keys, name):
+            clean = clean.to(device)
+            judge.update(clean)
+            holding = [(c(clean).reshape(len(clean), -1) <= c.tolerance).all(1) for c in constraints]
+            if holding:
+                own.update(~torch.stack(holding).all(0))
+        results[side] = judge.compute()
+        if constraints:
+            own_figures = own.compute()
+            results[side] |= {f"own_{key}": own_figures[key] for key in ("violation_rate", "violation_upper_95")}
+    evaluation.compare(results["before"], results["after"])
+    return {**results, "label": getattr(evaluation, "label", None)}
+
+
+def samples(folder: Path, keys: Sequence[str], side: str) -> Tensor:
+    """Return the samples of those keys, `(len(keys), *shape)`, of the side "before" or "after"."""
+    return torch.cat(list(_batches(folder, keys, SIDES[side])))
+
+
+def _batches(folder: Path, keys: Sequence[str], name: str) -> Iterator[Tensor]:
+    for first in range(0, len(keys), BATCH):
+        files = [folder / "noise" / f"{key}.safetensors" for key in keys[first : first + BATCH]]
+        yield torch.stack([load_file(file)[name] for file in files])
+
+
+def _alone() -> bool:
+    return False  # the other ranks are not asked: their samples lie in the same folder

@@ -1,0 +1,73 @@
+"""`results.json`: what `test` measured, and what produced it."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+
+from constrained_diffusion.reports.table import before_after_table
+from constrained_diffusion.runtime import untrusted
+from constrained_diffusion.runtime.files import rename_existing
+
+PACKAGES = ("constrained-diffusion", "torch", "lightning", "diffusers", "torchmetrics", "jsonargparse")
+
+
+class Results(Callback):
+    """Writes `results.json` into the run's folder after `test` and prints the before/after table.
+
+    The results of an earlier `test` of the run are kept as `results-1.json`, `results-2.json`, ..
+
+    Args:
+        config: the name of the run's config, as it shall stand in the file.
+    """
+
+    def __init__(self, config: str = "") -> None:
+        self.config = config
+        self._started = time.monotonic()
+
+    def on_test_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self._started = time.monotonic()
+
+    def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
+        if not trainer.is_global_zero:
+            return
+        run = Path(trainer.default_root_dir)
+        fit = _read(run / "status.json")
+        first = getattr(trainer.datamodule, "first_eval_seed", 0)  # type: ignore[attr-defined]
+        results = {
+            **pl_module.results,
+            "status": fit.get("status", "not fitted"),
+            "cost": fit.get("cost", ""),
+            "label": getattr(pl_module.evaluation, "label", None),
+            "seconds": {"fit": fit.get("seconds"), "test": time.monotonic() - self._started},
+            "config": self.config,
+            "sampler": asdict(pl_module.sampler),
+            "precision": str(trainer.precision),
+            "seeds": [first, first + pl_module.results["after"]["n"] - 1],
+            "versions": versions(),
+            "weights_sha256": pl_module.weights_sha256(),
+        }
+        rename_existing(run / "results.json")
+        (run / "results.json").write_text(json.dumps(results, indent=2))
+        print(before_after_table(results))
+
+
+def versions() -> dict[str, str]:
+    """Return the installed version of each package that a result depends on."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # run from a source tree that is not installed
+            found[package] = "not installed"
+    return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return untrusted.read_json(path) if path.is_file() else {}

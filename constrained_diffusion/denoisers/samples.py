@@ -1,0 +1,20 @@
+"""Samples that a card's figures are measured on."""
+
+from __future__ import annotations
+
+import torch
+from rich.progress import track
+from torch import Tensor
+
+from constrained_diffusion.denoisers.loading import PretrainedDenoiser
+from constrained_diffusion.diffusion.sampler import Sampler, seeded_noise
+
+
+@torch.no_grad()
+def draw(denoiser: PretrainedDenoiser, sampler: Sampler, count: int, batch_size: int = 250) -> Tensor:
+    """Return the samples of seeds 0 .. count - 1, `(count, *shape)`, in the data's units."""
+    found, total = [], denoiser.noise_schedule.num_timesteps
+    for seeds in track(torch.arange(count).split(batch_size), description=f"{count} samples, {sampler.steps} steps"):
+        z = seeded_noise(seeds.tolist(), denoiser.sample_shape, sampler, total)
+        found.append(denoiser.normalizer.denormalize(sampler(denoiser.predict, denoiser.noise_schedule, z)))
+    return torch.cat(found)

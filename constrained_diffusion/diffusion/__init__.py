@@ -1,0 +1,1 @@
+"""What is true of any diffusion model: noise levels, units, samplers, rejection."""

@@ -1,0 +1,103 @@
+"""The zoo's images. Here the denoiser: its figures by the judge, and its `before` samples, drawn once for all runs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import track
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from constrained_diffusion.denoisers.loading import PretrainedDenoiser
+from constrained_diffusion.diffusion.sampler import Sampler, ddim, seeded_noise
+from constrained_diffusion.domains.images.class_evaluation import ClassEvaluation
+from constrained_diffusion.domains.images.classifiers import PretrainedClassifier
+from constrained_diffusion.domains.images.zoo_classifiers import classifier, judge
+from constrained_diffusion.runtime import assets, cards
+from constrained_diffusion.runtime.cards import DataMaker, ZooEntry
+
+COUNT = 5000  #: seeds 0 .. 4999
+PRECISION = "bf16-mixed"  #: of the configs that fine-tune it
+BEFORE = Sampler(steps=20)  #: the evaluation sampler
+QUALITY = Sampler(steps=50)  #: the sampler of the card's quality figures
+
+
+@torch.no_grad()
+def draw(denoiser: PretrainedDenoiser, sampler: Sampler, count: int, batch_size: int = 250) -> Tensor:
+    """Return the samples of seeds 0 .. count - 1, `(count, *shape)` in [0, 1], on the CPU."""
+    total = denoiser.noise_schedule.num_timesteps
+    samples = []
+    for seeds in track(torch.arange(count).split(batch_size), description=f"{count} samples, {sampler.steps} steps"):
+        z = seeded_noise(seeds.tolist(), denoiser.sample_shape, sampler, total)
+        with torch.autocast("cpu", torch.bfloat16) if PRECISION == "bf16-mixed" else nullcontext():
+            samples.append(ddim(denoiser.predict, denoiser.noise_schedule, z, sampler))
+    return denoiser.normalizer.denormalize(denoiser.normalizer.clamp(torch.cat(samples)))
+
+
+def measure(samples: Tensor, label: int | None = None) -> dict[str, Any]:
+    """Return the judge's figures on `samples`."""
+    evaluation = ClassEvaluation(PretrainedClassifier("mnist_judge"), reference="mnist_judge", label=label)
+    for batch in samples.split(500):
+        evaluation.update(batch)
+    return evaluation.compute()
+
+
+def halve(weights: Path) -> None:
+    """Rewrite a safetensors file in half precision: half the size; it is read back as float32."""
+    save_file({name: tensor.half() for name, tensor in load_file(weights).items()}, weights, metadata={"format": "pt"})
+    weights.chmod(0o644)
+
+
+def denoiser(target: Path, export: Path, data: DataMaker, count: int = COUNT) -> cards.Card:
+    """Copy an exported pipeline to `target`, measure it, and draw its `before` samples; `data` is not needed."""
+    PretrainedDenoiser(str(export))  # refuses an export that is not whole, before anything is overwritten
+    shutil.rmtree(target)
+    shutil.copytree(export, target, ignore=shutil.ignore_patterns("training.json"))
+    training = json.loads((export / "training.json").read_text())
+    halve(target / "unet" / "diffusion_pytorch_model.safetensors")
+    model = PretrainedDenoiser(str(target))
+    quality = draw(model, QUALITY, count)
+    before = draw(model, BEFORE, count)
+    assets.write_sheet(before, target / "samples.png")
+    found, found_before = measure(quality)["metrics"], measure(before)["metrics"]
+    real = cards.read(assets.path("mnist_judge"))["figures"]["share_confidence_above_0.9"]
+    figures = {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        f"DDIM {QUALITY.steps} steps, n": count,
+        "share_confidence_above_0.9": found["confident_rate"],
+        "share_confidence_above_0.9_of_real_test_digits": real,
+        "class_shares": [c / count for c in found["class_histogram"]],
+        "fid": found["fid"],
+        f"before: DDIM {BEFORE.steps} steps, n": count,
+        "before_class_histogram": found_before["class_histogram"],
+        "before_non_digit_rate": found_before["non_digit_rate"],
+        "before_fid": found_before["fid"],
+    }
+    return cards.Card(
+        name=target.name,
+        summary="A small UNet noise predictor for MNIST digits, (B, 1, 28, 28): the model that the demos fine-tune.",
+        data="MNIST, the 60,000 training digits (LeCun, Cortes, Burges)",
+        data_licence="CC BY-SA 3.0",
+        command="lightning fit --config pretrain/mnist_denoiser.yaml",
+        training=training,
+        figures=figures,
+        notes=[
+            "EMA weights of the last step, in half precision; the run was stopped and resumed from its own checkpoint.",
+            f"samples.png: the `before` samples of the evaluation seeds 0 .. {count - 1}, 100 in a row, from which "
+            "`test` measures the pretrained model without sampling it again (`--recompute` samples it).",
+        ],
+        samples={"sampler": asdict(BEFORE), "precision": PRECISION, "count": count, "size": model.sample_shape[-1]},
+    )
+
+
+ENTRIES = {
+    "classifier": ZooEntry("mnist_classifier", classifier, "MNISTDataModule"),
+    "judge": ZooEntry("mnist_judge", judge, "MNISTDataModule"),
+    "denoiser": ZooEntry("mnist_denoiser", denoiser, "MNISTDataModule"),
+}

@@ -1,0 +1,160 @@
+"""`Supervised`: one small module that trains classifiers, judges and preference models alike."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, Metric, MetricCollection
+
+from constrained_diffusion.batch import Batch
+from constrained_diffusion.runtime.stored_networks import save_network
+
+AUGMENTATION = 4  # stream of random numbers, apart from those of diffusion training
+
+
+class Supervised(LightningModule):
+    """Fits `network(batch.clean)` to `batch.condition`; the loss says what that means.
+
+    Logs `loss/supervised` per step, and `val/loss` and `test/loss` with every metric as `val/<name>` and `test/<name>`,
+    reduced over all ranks.
+
+    Args:
+        network: maps `(B, *shape)` in the data's own units to `(B, ...)`, for a classifier to logits `(B, n)`.
+        loss: maps (output in float32, condition) to a scalar; cross-entropy by default.
+        metrics: torchmetrics by name, each updated with (output, condition).
+        augment: called as `augment(clean, keys)` on training batches, keys being (seed, stream, step, global row), one
+            tuple per row; see `constrained_diffusion.domains.images.augment`.
+        seed: keys the augmentation.
+        optimizer, lr_scheduler: from the config; the schedule is stepped once per optimiser step.
+
+    Raises:
+        TypeError: a batch without condition, or a loader that gives no batches at all.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        loss: nn.Module | None = None,
+        metrics: dict[str, Metric] | None = None,
+        augment: nn.Module | None = None,
+        seed: int = 0,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        super().__init__()
+        self.network, self.loss, self.augment = network, loss or nn.CrossEntropyLoss(), augment
+        collection = MetricCollection(dict(metrics or {}))
+        self.val_metrics, self.test_metrics = collection.clone(prefix="val/"), collection.clone(prefix="test/")
+        self.losses = nn.ModuleDict({"val": MeanMetric(), "test": MeanMetric()})
+        self.seed, self.optimizer, self.lr_scheduler = seed, optimizer, lr_scheduler
+        self.batches_seen, self.seconds = 0, 0.0
+
+    def forward(self, clean: Tensor) -> Tensor:
+        """Return the network's output in float32 or wider."""
+        output: Tensor = self.network(clean)
+        return output.to(torch.promote_types(output.dtype, torch.float32))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of one augmented batch."""
+        clean, condition = batch.clean, _condition(batch)
+        if self.augment is not None:
+            first = self.global_rank * len(clean)
+            keys = [(self.seed, AUGMENTATION, self.batches_seen, first + row) for row in range(len(clean))]
+            with torch.autocast(clean.device.type, enabled=False):  # half precision would shift pixels
+                clean = self.augment(clean, keys)
+        loss: Tensor = self.loss(self(clean), condition)
+        self.batches_seen += 1
+        self.log("loss/supervised", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Measure held-out rows."""
+        self._measure("val", self.val_metrics, batch)
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Measure test rows."""
+        self._measure("test", self.test_metrics, batch)
+
+    def _measure(self, stage: str, metrics: MetricCollection, batch: Batch) -> None:
+        condition = _condition(batch)
+        output = self(batch.clean)
+        loss = self.loss(output, condition)
+        # A metric, because `log(sync_dist=True)` cuts the mean number of rows per rank to an integer.
+        mean = cast(MeanMetric, self.losses[stage])
+        mean.update(loss, len(output))
+        self.log(f"{stage}/loss", mean, batch_size=len(output), add_dataloader_idx=False)
+        metrics.update(output, condition)
+        self.log_dict(metrics, prog_bar=True, batch_size=len(output), add_dataloader_idx=False)
+
+    def configure_optimizers(self) -> Any:
+        """Build optimiser and schedule over the trained parameters."""
+        optimizer = self.optimizer([p for p in self.network.parameters() if p.requires_grad])
+        if self.lr_scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Start the clock of the card; a resumed run adds to what it had."""
+        self._started = time.perf_counter() - self.seconds
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        """Read the clock."""
+        self.seconds = time.perf_counter() - self._started
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the step that keys the augmentation, and the time spent."""
+        checkpoint["supervised"] = {"batches_seen": self.batches_seen, "seconds": self.seconds}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore both.
+
+        Raises:
+            ValueError: the checkpoint is of another kind of module.
+        """
+        if "supervised" not in checkpoint:
+            raise ValueError(
+                "the checkpoint is not of a Supervised module (a classifier or preference model); give the config that "
+                "it was made with, or leave --ckpt_path out."
+            )
+        self.batches_seen = checkpoint["supervised"]["batches_seen"]
+        self.seconds = checkpoint["supervised"]["seconds"]
+
+    def before_export(self) -> None:
+        """Nothing: each rank has the whole network."""
+
+    def export(self, folder: str | Path) -> None:
+        """Write the network by `save_network`, and beside it `training.json` with seed, steps, seconds and threads.
+
+        Raises:
+            TypeError: the network's class is not one of `saved.NETWORKS`.
+        """
+        save_network(self.network, folder)
+        facts = {
+            "seed": self.seed,
+            "steps": self.batches_seen,
+            "seconds": round(self.seconds),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
+        (Path(folder) / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
+
+
+def _condition(batch: Batch) -> Tensor:
+    if not isinstance(batch, Batch):
+        raise TypeError(
+            f"Supervised expects a Batch with labels in its condition, but the loader gave a {type(batch).__name__} "
+            "(the seeds of samples to draw); measure it with `validate`, whose first loader has the held-out rows."
+        )
+    if batch.condition is None:
+        raise TypeError(
+            "Supervised expects labels in Batch.condition, but the data has none; for MNISTDataModule set "
+            "with_labels: true, for another data module fill the condition."
+        )
+    return batch.condition

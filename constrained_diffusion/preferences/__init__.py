@@ -1,5 +1,0 @@
-"""Preferences: pairs of which one is preferred, and the merits behind them."""
-
-from constrained_diffusion.preferences.bradley_terry import Merits, fit_merits, log_likelihood
-
-__all__ = ["Merits", "fit_merits", "log_likelihood"]

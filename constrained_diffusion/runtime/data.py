@@ -1,0 +1,154 @@
+"""What every domain's data module shares: keyed order, held-out rows, and seeds to sample from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from constrained_diffusion.batch import Batch
+from constrained_diffusion.runtime.keyed_sampler import KeyedSampler
+
+
+class TensorRows(Dataset[Batch]):
+    """Clean samples in memory, fetched a batch at a time.
+
+    Args:
+        clean: `(N, *shape)`; uint8 images are read as [0, 1].
+        condition: `(N, ...)`, optional.
+    """
+
+    def __init__(self, clean: Tensor, condition: Tensor | None = None) -> None:
+        self.clean, self.condition = clean, condition
+
+    def __len__(self) -> int:
+        return len(self.clean)
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        index = torch.as_tensor(indices)
+        clean = self.clean[index]
+        clean = clean.float() / 255 if clean.dtype == torch.uint8 else clean
+        return Batch(clean, None if self.condition is None else self.condition[index], None, index)
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.__getitems__([index])
+
+
+def as_is(batch: Any) -> Any:
+    """Collate function for data sets that fetch whole batches."""
+    return batch
+
+
+class DiffusionDataModule(LightningDataModule, ABC):
+    """Base of all data modules; subclass it and write `build`.
+
+    Training rows come in the order of `KeyedSampler`. Validation has two loaders: the held-out rows, for a diffusion
+    loss with fixed noise, and n seeds, for samples. Test and predict have seeds alone.
+
+    Args:
+        batch_size: rows per rank and training step.
+        eval_batch_size: rows per rank and evaluation step.
+        val_samples, test_samples, predict_samples: how many samples each of these draws.
+        first_eval_seed: they are drawn from the seeds first_eval_seed, first_eval_seed + 1, ..
+        seed: keys the training order.
+    """
+
+    sampler: KeyedSampler | None = None
+    sharded = True  #: whether ranks share the rows of evaluation, or all see all of them
+
+    def __init__(
+        self,
+        batch_size: int = 128,
+        eval_batch_size: int = 250,
+        val_samples: int = 0,
+        test_samples: int = 2000,
+        predict_samples: int = 64,
+        first_eval_seed: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.batch_size, self.eval_batch_size, self.seed = batch_size, eval_batch_size, seed
+        self.val_samples, self.test_samples, self.predict_samples = val_samples, test_samples, predict_samples
+        self.first_eval_seed = first_eval_seed
+        self._restored: dict[str, Any] | None = None
+        self._data: tuple[TensorRows, TensorRows] | None = None
+
+    @abstractmethod
+    def build(self) -> tuple[TensorRows, TensorRows]:
+        """Return the training rows and the held-out rows, in the data's own units."""
+
+    @property
+    def data(self) -> tuple[TensorRows, TensorRows]:
+        """Training and held-out rows, built once."""
+        if self._data is None:
+            self._data = self.build()
+        return self._data
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one clean sample, without batch."""
+        return tuple(self.data[0].clean.shape[1:])
+
+    def moments(self) -> tuple[list[float], list[float]]:
+        """Return mean and standard deviation of each channel, the last side of a sample, over the training rows."""
+        values = self.data[0].clean.double().flatten(0, -2)
+        return values.mean(0).tolist(), values.std(0).tolist()
+
+    def export(self, folder: Path) -> None:
+        """Write beside exported weights what their users need to know of the data: nothing, unless overridden."""
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        rows = self.data[0]
+        self.sampler = KeyedSampler(len(rows), self.batch_size, self.seed)
+        if self._restored:
+            self.sampler.position = self._restored["position"]
+        return DataLoader(rows, batch_size=self.batch_size, sampler=self.sampler, drop_last=True, collate_fn=as_is)
+
+    def val_dataloader(self) -> list[DataLoader[Any]]:
+        loaders: list[DataLoader[Any]] = [self._in_order(self.data[1], collate_fn=as_is)]
+        return [*loaders, self._seeds(self.val_samples)] if self.val_samples else loaders
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        return self._seeds(self.test_samples)
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        return self._seeds(self.predict_samples)
+
+    def _seeds(self, count: int) -> DataLoader[Any]:
+        return self._in_order(range(self.first_eval_seed, self.first_eval_seed + count), collate_fn=torch.as_tensor)
+
+    def _in_order(self, rows: Any, **kwargs: Any) -> DataLoader[Any]:
+        sampler = Shard(len(rows), self.sharded)
+        return DataLoader(rows, batch_size=self.eval_batch_size, sampler=sampler, **kwargs)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.sampler is None else {"position": self.sampler.position}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._restored = state_dict or None
+        if self.sampler is not None and state_dict:
+            self.sampler.position = state_dict["position"]
+
+
+class Shard(DistributedSampler[int]):
+    """Rows rank, rank + world, ... in order: every row on exactly one rank, none repeated to fill up.
+
+    With `split` off every rank has all rows; a plain loader would not do, since Lightning splits it by itself.
+    """
+
+    def __init__(self, size: int, split: bool = True) -> None:
+        on = split and torch.distributed.is_initialized()
+        world, rank = (torch.distributed.get_world_size(), torch.distributed.get_rank()) if on else (1, 0)
+        super().__init__(range(size), num_replicas=world, rank=rank, shuffle=False)  # type: ignore[arg-type]
+        self.rows = range(rank, size, world)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Any:
+        return iter(self.rows)

@@ -1,0 +1,199 @@
+"""How a fit ended: what the sentence says, what the file says, and what divergence leaves untouched."""
+
+from __future__ import annotations
+
+import json
+import logging
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from constrained_diffusion.callbacks import DivergedError, FitStatus, LastCheckpoint
+from constrained_diffusion.callbacks.run.status import describe, sentence
+from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
+from constrained_diffusion.objectives import Constraint
+
+GOOD, BAD = 0.1, 0.9
+
+
+def status(run: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((run / "status.json").read_text())
+    return content
+
+
+def test_feasible_tells_of_the_best_validation(
+    scripted: Any, tiny_data: Any, fit: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        fit(scripted([(3.0, GOOD), (1.5, GOOD), (2.0, GOOD), (1.0, BAD)]), tiny_data(), [FitStatus()], max_epochs=4)
+    written = status(tmp_path)
+    assert written["status"] == "feasible"
+    assert written["values"]["step"] == 8
+    assert written["values"]["val/own_violation_rate"] == 0.0
+    assert written["cost"] == "held-out loss 1.5000"
+    assert written["seconds"] > written["evaluation_seconds"] > 0
+    assert (
+        "feasible: at step 8 of 16, 0.00% of the EMA samples violate (upper 95 % bound 31.23%, at most" in caplog.text
+    )
+
+
+def test_infeasible_at_budget(
+    scripted: Any, tiny_data: Any, fit: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        fit(scripted([(3.0, BAD), (1.0, BAD)]), tiny_data(), [FitStatus()], max_epochs=2)
+    assert status(tmp_path)["status"] == "infeasible"
+    assert status(tmp_path)["values"]["step"] == 8  # the last
+    assert "infeasible: after all 8 steps, 100.00% of the EMA samples violate" in caplog.text
+    assert "above the allowed 50.00%" in caplog.text
+
+
+def test_without_samples_it_says_what_is_missing(
+    scripted: Any, tiny_data: Any, fit: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        fit(scripted([(1.0, GOOD)]), tiny_data(val_samples=0), [FitStatus()], max_epochs=1)
+    assert "no validation drew samples; set data.val_samples" in caplog.text
+
+
+def test_pretraining_has_no_status(tiny_denoiser: Any, tiny_data: Any, fit: Any, tmp_path: Path) -> None:
+    fit(ConstrainedDiffusion(tiny_denoiser()), tiny_data(), [FitStatus()], max_epochs=1)
+    assert not (tmp_path / "status.json").exists()
+
+
+class NaNAt(ConstrainedDiffusion):
+    """The loss is NaN in one step."""
+
+    broken_step = 6
+
+    def diffusion_loss(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        factor = float("nan") if self.global_step == self.broken_step - 1 else 1.0
+        return super().diffusion_loss(*args, **kwargs) * factor
+
+
+def test_a_loss_that_is_no_number(
+    tiny_denoiser: Any, too_bright: Any, tiny_data: Any, fit: Any, tmp_path: Path
+) -> None:
+    module = NaNAt(tiny_denoiser(), too_bright(), optimizer=partial(torch.optim.SGD, lr=0.01))
+    with pytest.raises(DivergedError, match=r"the loss is nan at step 6 \(not finite: .*loss/diffusion.*learning rate"):
+        fit(module, tiny_data(), [FitStatus(), LastCheckpoint()], max_epochs=3, enable_checkpointing=True)
+    assert (status(tmp_path)["status"], status(tmp_path)["step"]) == ("diverged", 6)
+    last = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 4
+
+
+@pytest.mark.parametrize(("log_every", "steps"), [(1, 6), (4, 8), (5, 8), (100, 8)])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_losses_are_read_at_log_steps_and_the_first_broken_step_is_named(
+    tiny_denoiser: Any, too_bright: Any, tiny_data: Any, fit: Any, log_every: int, steps: int, accumulate: int
+) -> None:
+    """Four steps an epoch, with a validation at its end, which is read before too."""
+    module = NaNAt(tiny_denoiser(), too_bright(), optimizer=partial(torch.optim.SGD, lr=0.01))
+    settings = {"log_every_n_steps": log_every, "accumulate_grad_batches": accumulate}
+    with pytest.raises(DivergedError, match="the loss is nan at step 6 "):
+        fit(module, tiny_data(batch_size=16 // accumulate), [FitStatus()], max_epochs=3, **settings)
+    assert module.trainer.global_step == steps
+
+
+def test_a_fit_that_ends_between_log_steps_reads_what_is_left(
+    tiny_denoiser: Any, too_bright: Any, tiny_data: Any, fit: Any
+) -> None:
+    module = NaNAt(tiny_denoiser(), too_bright(), optimizer=partial(torch.optim.SGD, lr=0.01))
+    with pytest.raises(DivergedError, match="the loss is nan at step 6 "):
+        fit(module, tiny_data(), [FitStatus()], max_steps=7, max_epochs=-1, limit_val_batches=0)
+
+
+def test_of_several_ranks_the_first_broken_step_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This rank saw nothing wrong; another one did at step 3, a third one at step 2."""
+    ranks = [None, (3, float("nan"), ["late"]), (2, float("inf"), ["early"])]
+    monkeypatch.setattr("constrained_diffusion.callbacks.run.status.gather_from_ranks", lambda own: [own, *ranks])
+    strategy = SimpleNamespace(reduce_boolean_decision=lambda own, all: True)
+    trainer: Any = SimpleNamespace(strategy=strategy, global_step=5, is_global_zero=True, default_root_dir=tmp_path)
+    with pytest.raises(DivergedError, match=r"the loss is inf at step 2 \(not finite: early\)"):
+        FitStatus().on_train_end(trainer, None)  # type: ignore[arg-type]
+    assert status(tmp_path)["step"] == 2
+
+
+class NaNRow(ConstrainedDiffusion):
+    """One training sample holds a NaN."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        if self.global_step == 2:
+            batch.clean[1, 0, 3, 3] = float("nan")
+            self.broken = int(batch.rows[1])
+        return super().training_step(batch, batch_idx)
+
+
+def test_the_rows_that_broke_the_loss_are_named(tiny_denoiser: Any, too_bright: Any, tiny_data: Any, fit: Any) -> None:
+    module = NaNRow(tiny_denoiser(), too_bright(), "penalty", optimizer=partial(torch.optim.SGD, lr=0.01))
+    with pytest.raises(DivergedError) as caught:
+        fit(module, tiny_data(), [FitStatus()], max_epochs=3)
+    assert "at step 3" in str(caught.value)
+    assert f"1 of 16 rows, {module.broken} of the training set" in str(caught.value)
+
+
+class NaNConstraint(Constraint):
+    """g is NaN for one row."""
+
+    def forward(self, clean: torch.Tensor) -> torch.Tensor:
+        values = clean.flatten(1).mean(1)
+        return torch.where(torch.arange(len(values)) == 2, float("nan"), values)
+
+
+def test_the_constraint_and_the_row_that_broke_the_loss_are_named(tiny_denoiser: Any, tiny_data: Any, fit: Any) -> None:
+    module = ConstrainedDiffusion(tiny_denoiser(), NaNConstraint(), "penalty", optimizer=partial(torch.optim.SGD, lr=0))
+    with pytest.raises(DivergedError, match=r"penalty/NaNConstraint.*1 of 16 rows, \d+ of the training set"):
+        fit(module, tiny_data(), [FitStatus()], max_epochs=1)
+
+
+class BrokenStep(ConstrainedDiffusion):
+    """The loss is finite, its gradient is not."""
+
+    def on_after_backward(self) -> None:
+        gradient = self.denoiser.network.get_parameter("last.bias").grad
+        assert gradient is not None
+        gradient.fill_(float("inf"))
+
+
+@pytest.mark.parametrize("val_samples", [0, 8])
+@pytest.mark.parametrize("validate_every", [1, 5])
+def test_weights_that_the_last_step_of_an_epoch_broke_are_not_saved(
+    tiny_denoiser: Any, too_bright: Any, tiny_data: Any, fit: Any, tmp_path: Path, val_samples: int, validate_every: int
+) -> None:
+    module = BrokenStep(tiny_denoiser(), too_bright(), optimizer=partial(torch.optim.SGD, lr=0.01))
+    data = tiny_data(batch_size=64, val_samples=val_samples)
+    settings = {"enable_checkpointing": True, "check_val_every_n_epoch": validate_every}
+    with pytest.raises(DivergedError, match=r"1 of 6 tensors of weights are broken at step 1 .*last.bias"):
+        fit(module, data, [FitStatus(), LastCheckpoint()], **settings)
+    assert status(tmp_path)["status"] == "diverged"
+    assert not (tmp_path / "checkpoints" / "last.ckpt").exists()
+
+
+def test_a_resumed_fit_goes_on_counting() -> None:
+    first, second = FitStatus(), FitStatus()
+    first.best, first.first, first.last = {"val/diffusion_loss": 1.0}, {"step": 1.0}, {"step": 2.0}
+    first.seconds, first.evaluation_seconds = 100.0, 10.0
+    second.load_state_dict(first.state_dict())
+    assert second.state_dict()["seconds"] >= 100.0
+    assert second.evaluation_seconds == 10.0
+    assert (second.best, second.first, second.last) == (first.best, first.first, first.last)
+
+
+def test_words() -> None:
+    values = {"val/own_violation_rate": 0.002, "val/own_violation_upper_95": 0.0063, "step": 64.0, "val/fid": 7.25}
+    assert sentence("feasible", values, 0.01, 96, 123.4) == (
+        "feasible: at step 64 of 96, 0.20% of the EMA samples violate (upper 95 % bound 0.63%, at most the allowed "
+        "1.00%); 123 s; cost: FID 7.25."
+    )
+    assert describe({}) == "not measured"
+    everything = {
+        "val/diffusion_loss": 0.03,
+        "val/total_variation": 0.0412,
+        "val/non_digit_rate": 0.125,
+        "val/fid": 1.0,
+    }
+    assert describe(everything) == "held-out loss 0.0300, total variation of the rest 0.041, non-digits 12.5%, FID 1.00"

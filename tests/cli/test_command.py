@@ -1,0 +1,290 @@
+"""What a user can get wrong on the command line: one sentence, status 2, and everything on disk as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from constrained_diffusion import objectives
+from constrained_diffusion.cli import command, runs
+from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
+
+SHIPPED = sorted(path.relative_to(runs.shipped_configs()).as_posix() for path in runs.shipped_configs().rglob("*.yaml"))
+OVERLAYS = [name for name in SHIPPED if name.startswith("cluster/")]
+LABEL = "--model.init_args.constraints.init_args.label"
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_config: str) -> Path:
+    """A working directory with a config, tiny.yaml, and an earlier run of it that has no checkpoint."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CONSTRAINED_DIFFUSION_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("CONSTRAINED_DIFFUSION_RUNS", raising=False)
+    monkeypatch.delenv("CONSTRAINED_DIFFUSION_DEBUG", raising=False)
+    (tmp_path / "tiny.yaml").write_text(tiny_config)
+    earlier = tmp_path / "runs" / "tiny" / "1"
+    earlier.mkdir(parents=True)
+    for name in ("config.yaml", "metrics.csv", "results.json"):
+        (earlier / name).write_text("earlier")
+    (earlier.parent / "latest").symlink_to("1")
+    return tmp_path
+
+
+@pytest.fixture
+def refused(place: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """`refused("fit", ...)` runs a command that must be refused cleanly and returns its one sentence."""
+
+    def run(*words: str, config: str | None = None) -> str:
+        if config is not None:
+            (place / "tiny.yaml").write_text(config)
+        before = snapshot(place / "runs")
+        with pytest.raises(SystemExit) as stop:
+            command.main([*words, *([] if "--config" in words else ["--config", "tiny.yaml"])])
+        said = capfd.readouterr().err.splitlines()
+        assert stop.value.code == 2
+        assert snapshot(place / "runs") == before
+        assert sorted(path.name for path in (place / "runs" / "tiny").iterdir()) == ["1", "latest"]
+        assert (place / "runs" / "tiny" / "latest").resolve().name == "1"
+        assert [line for line in said if line.startswith("error: ")] == said[-1:]
+        assert "Traceback" not in "".join(said)
+        return said[-1].removeprefix("error: ")
+
+    return run
+
+
+def test_an_unknown_config_lists_the_shipped_ones(refused: Callable[..., str]) -> None:
+    said = refused("fit", "--config", "mnits.yaml")
+    assert said.startswith("no config 'mnits.yaml'")
+    assert all(name in said for name in SHIPPED)
+
+
+CONSTRAINT, CALLBACK = "class_path: ClassProbability", "class_path: PenaltyScheduler"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        # names
+        (CONSTRAINT, "class_path: ClasProbability", "model.init_args.constraints: 'ClasProbability' is no registered"),
+        (CONSTRAINT, "class_path: DigitCNN", "model.init_args.constraints: 'DigitCNN' is no registered constraint"),
+        (CONSTRAINT, "class_path: my_project.Mine", "'my_project.Mine' cannot be imported (No module named"),
+        (
+            CALLBACK,
+            "class_path: PenaltySchedule",
+            "trainer.callbacks: 'PenaltySchedule' is no known class; did you mean",
+        ),
+        # options
+        ("max_epochs", "max_epoch", "no option 'trainer.max_epoch'; did you mean 'trainer.max_epochs'?"),
+        ("max_timestep", "max_timestp", "model: ConstrainedDiffusion has no option 'max_timestp'; did you mean 'max_t"),
+        ("label: 8", "labl: 8", "constraints: ClassProbability has no option 'labl'; did you mean 'label'?"),
+        (
+            "growth_factor",
+            "growth_facto",
+            "PenaltyScheduler has no option 'growth_facto'; did you mean 'growth_factor'?",
+        ),
+        ("val_samples", "val_sample", "data: GeneratedDataModule has no option 'val_sample'; did you mean 'val_s"),
+        ("sampler: {steps", "sampler: {step", "Sampler has no option 'step'; did you mean 'steps'?"),
+        ("data:\n", "dta:\n", "no option 'dta."),
+        ("        label: 8\n", "", "model.init_args.constraints: ClassProbability needs label"),
+        # types
+        ("max_timestep: 80", "max_timestep: many", "model.init_args.max_timestep: expected int or null, got 'many'"),
+        ("label: 8", "label: eight", "model.init_args.constraints.init_args.label: expected int, got 'eight'"),
+        ("every_n_steps: 2", "scope: all", "trainer.callbacks.init_args.scope: expected 'fit' or 'batch', got 'all'"),
+        ("max_epochs: 2", "max_epochs: [2", "line 3"),
+        # values
+        ("max_timestep: 80", "max_timestep: 101", "max_timestep (T_phi) must lie in 1 .. 100"),
+        ("growth_factor: 1.2", "growth_factor: 0.9", "growth_factor must be at least 1"),
+        ("label: 8", "label: 10", "so not the label 10"),  # says the judge
+        ("accelerator: cpu", "accelerator: cpuu", "invalid accelerator name: `accelerator='cpuu'`"),
+        ("samples: 16", "samples: 4", "the training set has 4 items, fewer than one batch of 8"),
+    ],
+)
+def test_a_mistake_in_the_config(refused: Callable[..., str], tiny_config: str, old: str, new: str, said: str) -> None:
+    assert old in tiny_config
+    assert said in refused("fit", config=tiny_config.replace(old, new, 1))
+
+
+def test_an_unknown_constraint_lists_the_registered_ones(refused: Callable[..., str], tiny_config: str) -> None:
+    said = refused("fit", config=tiny_config.replace("class_path: ClassProbability", "class_path: Clas"))
+    assert all(name in said for name in objectives.available(objectives.Constraint))
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        (f"{LABEL[:-1]}=7", "ClassProbability has no option 'labe'; did you mean 'label'?"),
+        ("--model.init_args.max_timestp=7", "ConstrainedDiffusion has no option 'max_timestp'; did you mean"),
+        ("--data.init_args.sample=7", "GeneratedDataModule has no option 'sample'; did you mean 'samples'?"),
+        ("--trainer.max_epocs=7", "no option 'trainer.max_epocs'; did you mean 'trainer.max_epochs'?"),
+        ("--ckpt_pth=last", "no option 'ckpt_pth'; did you mean 'ckpt_path'?"),
+        (f"{LABEL}=seven", "model.init_args.constraints.init_args.label: expected int, got 'seven'"),
+        ("--model.init_args.constraints=Clas", "model.init_args.constraints: 'Clas' is no registered constraint"),
+        ("--trainer.max_epochs=some", "trainer.max_epochs: expected int or null, got 'some'"),
+        ("--ckpt_path=none.ckpt", "there is no checkpoint 'none.ckpt'"),
+        ("--ckpt_path=last", "holds no checkpoints/last.ckpt to continue from"),
+    ],
+)
+def test_a_mistake_on_the_command_line(refused: Callable[..., str], word: str, said: str) -> None:
+    assert said in refused("fit", "--config", "tiny.yaml", word)
+
+
+def test_a_label_that_the_classifier_does_not_have(refused: Callable[..., str], tiny_config: str) -> None:
+    start, end = tiny_config.index("    evaluation:"), tiny_config.index("    sampler:")
+    unjudged = tiny_config[:start] + tiny_config[end:]
+    said = refused("fit", config=unjudged.replace("label: 8", "label: 10"))
+    assert said.startswith("ClassProbability was asked for label 10, but PretrainedClassifier has 10 classes, 0 to 9")
+
+
+@pytest.mark.parametrize("command", ["test", "predict", "validate"])
+def test_without_a_run_there_is_nothing_to_test(refused: Callable[..., str], place: Path, command: str) -> None:
+    (place / "other.yaml").write_text((place / "tiny.yaml").read_text())
+    assert refused(command, "--config", "other.yaml").startswith("there is no run of 'other' below 'runs'")
+    assert "holds no checkpoints/last.ckpt" in refused(command)
+
+
+def test_last_without_a_run_is_no_fresh_start(refused: Callable[..., str], place: Path) -> None:
+    (place / "other.yaml").write_text((place / "tiny.yaml").read_text())
+    said = refused("fit", "--config", "other.yaml", "--ckpt_path", "last")
+    assert said.startswith("there is no run of 'other' below 'runs'")
+    assert "run `lightning fit` with this config first" in said
+
+
+def test_a_checkpoint_that_is_truncated_foreign_or_of_another_model(
+    refused: Callable[..., str], place: Path, tiny_denoiser: Any, tiny_data: Any, fit: Any
+) -> None:
+    trainer = fit(ConstrainedDiffusion(tiny_denoiser()), tiny_data(), max_steps=0)
+    other = place / "other.ckpt"
+    trainer.save_checkpoint(other)
+    assert "the checkpoint is of another model" in refused("fit", "--config", "tiny.yaml", "--ckpt_path", "other.ckpt")
+    assert "the checkpoint is of another model" in refused("test", "--config", "tiny.yaml", "--ckpt_path", "other.ckpt")
+
+    (place / "cut.ckpt").write_bytes(other.read_bytes()[:1000])
+    assert "'cut.ckpt' cannot be read: it is truncated" in refused("fit", "--ckpt_path", "cut.ckpt")
+    last = place / "runs" / "tiny" / "1" / "checkpoints" / "last.ckpt"
+    last.parent.mkdir()
+    last.write_bytes(other.read_bytes()[:1000])
+    for verb in ("fit", "test", "predict"):
+        assert "last.ckpt' cannot be read: it is truncated" in refused(verb, "--ckpt_path", "last")
+
+    torch.save({"weights": torch.zeros(2)}, place / "foreign.ckpt")
+    said = refused("fit", "--ckpt_path", "foreign.ckpt")
+    assert "'foreign.ckpt' is not a checkpoint of a fit: it has no global_step and no state_dict" in said
+
+
+def test_a_data_folder_without_the_files(refused: Callable[..., str], tiny_config: str) -> None:
+    pytest.importorskip("torchvision", reason="torchvision is not installed")
+    data = "data: {class_path: MNISTDataModule, init_args: {data_dir: nowhere}}\n"
+    said = refused("fit", config=tiny_config[: tiny_config.index("data:\n")] + data)
+    assert said.startswith("MNIST was not found whole under 'nowhere'")
+    data = "data: {class_path: ImageFolderDataModule, init_args: {folder: nowhere, size: 28, channels: 1}}\n"
+    said = refused("fit", config=tiny_config[: tiny_config.index("data:\n")] + data)
+    assert "below 'nowhere', found 0" in said
+
+
+@pytest.mark.parametrize(("words", "said"), [([], "{fit,validate,test,predict}"), (["fitt"], "choose from 'fit'")])
+def test_a_missing_or_unknown_command(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        command.main(words)
+    assert stop.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_refused_first_run_leaves_nothing(place: Path, tiny_config: str) -> None:
+    (place / "fresh.yaml").write_text(tiny_config.replace("samples: 16", "samples: 4"))
+    with pytest.raises(SystemExit):
+        command.main(["fit", "--config", "fresh.yaml"])
+    assert not (place / "runs" / "fresh").exists()
+
+
+def test_what_goes_wrong_in_training_is_shown_whole(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(ConstrainedDiffusion, "diffusion_loss", broken)
+    with pytest.raises(ValueError, match="a bug"):
+        command.main(["fit", "--config", "tiny.yaml"])
+    assert (place / "runs" / "tiny" / "latest").resolve().name == "2"
+
+
+def test_what_the_config_switches_off_is_off_and_nothing_is_advertised(
+    place: Path, tiny_config: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = tiny_config.replace(
+        "    - class_path: PenaltyScheduler\n      init", "    class_path: PenaltyScheduler\n    init"
+    )
+    (place / "tiny.yaml").write_text(one.replace("accelerator: cpu", "accelerator: cpu\n  enable_checkpointing: false"))
+    with caplog.at_level("INFO"):
+        command.main(["fit", "--config", "tiny.yaml", "--trainer.enable_progress_bar=false", "--trainer.max_epochs=1"])
+    run = place / "runs" / "tiny" / "2"
+    assert (run / "status.json").is_file()
+    assert (run / "export" / "unet").is_dir()
+    assert not (run / "checkpoints").exists()
+    assert any("the weights lie in" in record.getMessage() for record in caplog.records)
+    assert not any("Tip:" in record.getMessage() for record in caplog.records)
+
+
+NAN_AT_STEP_5 = """
+import torch
+from constrained_diffusion import Constraint
+
+class Breaks(Constraint):
+    calls = 0
+
+    def forward(self, clean):
+        Breaks.calls += clean.grad_fn is not None  # in training steps
+        return clean.flatten(1).mean(1) * (float("nan") if Breaks.calls >= 5 else 1.0)
+"""
+
+
+def test_a_diverged_fit_says_so_and_keeps_the_last_checkpoint(
+    place: Path, tiny_config: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (place / "breaking.py").write_text(NAN_AT_STEP_5)
+    monkeypatch.syspath_prepend(place)
+    start, end = tiny_config.index("    constraints:"), tiny_config.index("    sampler:")
+    constraint = "    constraints: {class_path: breaking.Breaks}\n"
+    (place / "tiny.yaml").write_text(tiny_config[:start] + constraint + tiny_config[end:])
+    with pytest.raises(SystemExit) as stop:
+        command.main(["fit", "--config", "tiny.yaml", "--trainer.max_epochs=4"])  # of 2 steps each
+    said = capfd.readouterr().err.splitlines()[-1]
+    assert stop.value.code == 1
+    assert said.startswith("error: diverged: the loss is nan at step 5 (not finite: ")
+    assert "lower the learning rate" in said
+    run = place / "runs" / "tiny" / "2"
+    status = yaml.safe_load((run / "status.json").read_text())
+    assert (status["status"], status["step"]) == ("diverged", 5)
+    last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 4
+    assert all(bool(value.isfinite().all()) for value in last["state_dict"].values())
+
+
+def test_recompute_is_a_flag_of_its_own(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def tell(model: ConstrainedDiffusion, *_: Any) -> None:
+        raise ValueError(f"recompute is {model.recompute}")
+
+    monkeypatch.setattr(command, "_callbacks", tell)
+    assert refused("fit") == "recompute is False"
+    assert refused("fit", "--recompute") == "recompute is True"
+    said = refused("fit", "--config", "pretrain/mnist_judge.yaml", "--recompute")
+    assert "--recompute is for models that draw samples" in said
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_an_overlay_alone_is_refused(refused: Callable[..., str], name: str) -> None:
+    assert "model" in refused("fit", "--config", name)
+
+
+def test_a_rank_that_the_trainer_does_not_know_is_refused(
+    refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs.rank_zero_only, "rank", 1)  # as Lightning reads it from the environment
+    assert "but for the Trainer it is; start it by torchrun or srun on all ranks" in refused("fit")

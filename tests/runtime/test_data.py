@@ -1,0 +1,100 @@
+"""What every data module does: rows, held-out rows, seeds, resume."""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import Any
+
+import pytest
+import torch
+from torch import distributed
+
+from constrained_diffusion.runtime.data import Shard, TensorRows
+
+
+def test_bytes_become_zero_to_one() -> None:
+    rows = TensorRows(torch.tensor([[0, 255], [51, 102]], dtype=torch.uint8), torch.tensor([7, 8]))
+    batch = rows.__getitems__([1, 0])
+    torch.testing.assert_close(batch.clean, torch.tensor([[0.2, 0.4], [0.0, 1.0]]))
+    assert batch.condition is not None
+    assert batch.condition.tolist() == [8, 7]
+    assert batch.rows is not None
+    assert batch.rows.tolist() == [1, 0]
+    assert batch.mask is None
+    assert len(rows) == 2
+
+
+def test_floats_stay_as_they_are() -> None:
+    batch = TensorRows(torch.tensor([[-3.0], [5.0]]))[1]
+    assert batch.clean.tolist() == [[5.0]]
+    assert batch.condition is None
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 8])
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_every_row_lies_on_exactly_one_rank(monkeypatch: pytest.MonkeyPatch, size: int, world: int) -> None:
+    monkeypatch.setattr(distributed, "is_initialized", lambda: world > 1)
+    monkeypatch.setattr(distributed, "get_world_size", lambda: world)
+    shards = []
+    for rank in range(world):
+        monkeypatch.setattr(distributed, "get_rank", lambda rank=rank: rank)
+        shards.append(Shard(size))
+    rows = [list(shard) for shard in shards]
+    assert sorted(chain(*rows)) == list(range(size))
+    assert all(piece == sorted(piece) for piece in rows)
+    assert [len(shard) for shard in shards] == [len(piece) for piece in rows]
+
+
+def test_training_batches_fit_and_cover_the_data(tiny_data: Any) -> None:
+    data = tiny_data(batch_size=16)
+    loader = data.train_dataloader()
+    rows = torch.cat([batch.rows for batch in loader])
+    assert sorted(rows.tolist()) == list(range(64))
+    assert data.sample_shape == (1, 8, 8)
+    batch = next(iter(loader))
+    assert torch.equal(batch.clean, data.data[0].clean[batch.rows])
+
+
+def test_validation_has_held_out_rows_and_seeds(tiny_data: Any) -> None:
+    data = tiny_data(val_samples=10, eval_batch_size=4)
+    held_out, seeds = data.val_dataloader()
+    assert torch.equal(torch.cat([batch.clean for batch in held_out]), data.data[1].clean)
+    assert torch.cat(list(seeds)).tolist() == list(range(10))
+    assert [len(batch) for batch in seeds] == [4, 4, 2]
+
+
+def test_validation_without_samples_has_one_loader(tiny_data: Any) -> None:
+    assert len(tiny_data(val_samples=0).val_dataloader()) == 1
+
+
+def test_test_and_predict_have_their_own_seeds(tiny_data: Any) -> None:
+    data = tiny_data(test_samples=5, predict_samples=3)
+    assert torch.cat(list(data.test_dataloader())).tolist() == [0, 1, 2, 3, 4]
+    assert torch.cat(list(data.predict_dataloader())).tolist() == [0, 1, 2]
+
+
+def test_data_are_built_once(tiny_data: Any) -> None:
+    data = tiny_data()
+    assert data.data[0] is data.data[0]
+
+
+def test_the_state_brings_back_the_place_in_the_stream(tiny_data: Any) -> None:
+    uninterrupted = [batch.rows.tolist() for batch in tiny_data().train_dataloader()]
+    first = tiny_data()
+    stream = iter(first.train_dataloader())
+    drawn = [next(stream).rows.tolist() for _ in range(2)]
+    state = first.state_dict()
+
+    second = tiny_data()
+    second.load_state_dict(state)  # before the loader exists, as in a resumed fit
+    drawn += [batch.rows.tolist() for batch in second.train_dataloader()][:2]
+    assert drawn == uninterrupted
+
+    third = tiny_data()
+    loader = third.train_dataloader()
+    third.load_state_dict(state)  # and after
+    assert next(iter(loader)).rows.tolist() == uninterrupted[2]
+
+
+def test_there_is_no_state_before_training(tiny_data: Any) -> None:
+    assert tiny_data().state_dict() == {}
