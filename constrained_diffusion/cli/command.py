@@ -22,6 +22,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from constrained_diffusion import datamodules, denoisers, domains, guides
 from constrained_diffusion.callbacks import (
     BestFeasible,
+    Certificate,
     ContinueLog,
     DivergedError,
     Export,
@@ -200,7 +201,7 @@ def _callbacks(model: LightningModule, config: str, fit: bool) -> list[Callback]
         return [NoiseResults(), NoiseReport()]
     if not isinstance(model, EvaluatedDiffusion):
         return everyone
-    fitting: list[Callback] = [GradientCheck(), FitStatus(), BestFeasible()] if fit else [SampleWriter()]
+    fitting: list[Callback] = [GradientCheck(), FitStatus(), BestFeasible()] if fit else [SampleWriter(), Certificate()]
     return [*everyone, *fitting, SampleGrid(), Overlays(), Results(config), Report()]
 
 

@@ -68,7 +68,7 @@ class ConstrainedDiffusion(RejectingDiffusion):
             at most this.
         recompute: sample the pretrained model again in `test`, even where its samples are stored beside the weights.
         reject_violations: let `predict` draw for every seed until its sample satisfies the constraints by their own g,
-            and certify the samples (`callbacks.Certificate`).
+            (`callbacks.Certificate` certifies the samples).
         max_draws: after so many draws without a feasible sample `predict` ends as infeasible.
         seed: keys the noise and timesteps of training.
         optimizer, lr_scheduler: factories; the learning rate is stepped once per optimiser step.

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from lightning.pytorch import Callback
 from torch import Tensor
 
-from constrained_diffusion.callbacks.output.certificate import Certificate
 from constrained_diffusion.diffusion.rejection import Rejection, rejection_sample
 from constrained_diffusion.fine_tuning.evaluated import EvaluatedDiffusion
 
@@ -21,7 +19,3 @@ class RejectingDiffusion(EvaluatedDiffusion):
         if not self.reject_violations:
             return self.sample(batch.tolist())
         return rejection_sample(self.sample, self.feasible, batch.tolist(), self.max_draws)
-
-    def configure_callbacks(self) -> list[Callback]:
-        given = any(isinstance(callback, Certificate) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
-        return [Certificate()] if self.reject_violations and not given else []

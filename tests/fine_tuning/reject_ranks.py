@@ -13,7 +13,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
-from constrained_diffusion.callbacks import SampleWriter
+from constrained_diffusion.callbacks import Certificate, SampleWriter
 from constrained_diffusion.datamodules import SeedsDataModule
 from constrained_diffusion.denoisers import Denoiser
 from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
@@ -80,7 +80,7 @@ def module(limit: float = LIMIT, **settings: Any) -> ConstrainedDiffusion:
 def predict(folder: Path, ranks: int = 1, seeds: int = SEEDS, batch: int = 2, **settings: Any) -> Any:
     """Predict into `folder/samples`; the predictions of this rank."""
     trainer = Trainer(
-        accelerator="cpu", devices=ranks, default_root_dir=folder, callbacks=[SampleWriter()],
+        accelerator="cpu", devices=ranks, default_root_dir=folder, callbacks=[SampleWriter(), Certificate()],
         strategy=DDPStrategy(timeout=timedelta(minutes=4)) if ranks > 1 else "auto",
         logger=False, enable_progress_bar=False, enable_checkpointing=False, enable_model_summary=False,
     )  # fmt: skip

@@ -30,7 +30,7 @@ Row = tuple[int, int, bool]  # seed, draws, accepted
 class Certificate(Callback):
     """Writes `<run>/samples/certificate.json` after a `predict` with `reject_violations`, and prints it as a sentence.
 
-    `ConstrainedDiffusion` brings it along by itself. `certificate` holds what was written, on every rank.
+    The command line adds it by itself. `certificate` holds what was written, on every rank.
     """
 
     def __init__(self) -> None:

@@ -27,7 +27,6 @@ from constrained_diffusion.callbacks.output.noise_figures import before_and_afte
 from constrained_diffusion.callbacks.output.overlays import draws_overlays, write_overlays
 from constrained_diffusion.callbacks.output.results import versions
 from constrained_diffusion.callbacks.output.samples import save_picture
-from constrained_diffusion.datamodules.prompts import PromptsDataModule
 from constrained_diffusion.noise_optimization.hooks import AllRanks, Interrupted, NoiseCallback, Optimized, writing_rank
 from constrained_diffusion.noise_optimization.jobs import Job
 from constrained_diffusion.noise_optimization.optimizer import Run
@@ -66,8 +65,9 @@ class NoiseResults(NoiseCallback):
                 file.write("\n")
         finished = read_results(folder)
         self._kept = {row["key"]: Job(row["key"], row.get("prompt"), row.get("seed", -1)) for row in finished}
-        if isinstance(data := trainer.datamodule, PromptsDataModule):  # type: ignore[attr-defined]
-            self.finished_jobs(trainer, data.jobs)  # refuses edited prompts before any work is done
+        jobs = getattr(trainer.datamodule, "jobs", None)  # type: ignore[attr-defined]  # where they are known beforehand
+        if jobs is not None:
+            self.finished_jobs(trainer, jobs)  # refuses edited prompts before any work is done
 
     def finished_jobs(self, trainer: Trainer, jobs: Sequence[Job]) -> set[str]:
         _check_same(jobs, self._kept, trainer.default_root_dir)

@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from safetensors.torch import save_file
 
-from constrained_diffusion.diffusion.rejection import Rejection
+from constrained_diffusion.diffusion.rejection import InfeasibleError, Rejection
 from constrained_diffusion.evaluation import images
 from constrained_diffusion.runtime.files import rename_existing
 
@@ -21,14 +21,18 @@ class SampleWriter(Callback):
     The module's `evaluation`, where it has one, draws; else images are drawn as they are. The tensor file holds
     `samples` `(N, *shape)` in the data's units and `seeds` `(N,)`. What an earlier `predict` of the run wrote is kept
     as `samples-1`, `samples-2`, ..
+
+    Raises:
+        InfeasibleError: samples that were to be feasible are not, and no `Certificate` has said so before.
     """
 
     def __init__(self) -> None:
         self._samples: list[torch.Tensor] = []
         self._seeds: list[torch.Tensor] = []
+        self._infeasible: list[int] = []
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._samples, self._seeds = [], []
+        self._samples, self._seeds, self._infeasible = [], [], []
 
     def on_predict_batch_end(
         self,
@@ -40,10 +44,17 @@ class SampleWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         samples = outputs.samples if isinstance(outputs, Rejection) else outputs
+        if isinstance(outputs, Rejection):
+            self._infeasible += batch.cpu()[~outputs.accepted].tolist()
         self._samples.append(samples.float().cpu())
         self._seeds.append(batch.cpu())
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._infeasible:
+            raise InfeasibleError(
+                f"{len(self._infeasible)} seed(s) found no feasible sample, the first {self._infeasible[0]}; nothing "
+                "was written; give more draws (max_draws), and the callback Certificate, which ends at the first one."
+            )
         folder = Path(trainer.default_root_dir) / "samples"
         if trainer.is_global_zero:
             rename_existing(folder)
