@@ -67,9 +67,9 @@ def test_a_shipped_config_is_found_from_anywhere_and_one_word_changes_it(
 def test_an_overlay_changes_its_own_settings_and_nothing_else(
     base: str, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = "predict" if base.startswith("dno") else "fit"
-    alone = printed_config([command, "--config", base], capsys)
-    both = printed_config([command, "--config", base, "--config", name], capsys)
+    verb = "predict" if base.startswith("dno") else "fit"
+    alone = printed_config([verb, "--config", base], capsys)
+    both = printed_config([verb, "--config", base, "--config", name], capsys)
     overlay = yaml.safe_load((shipped_configs() / name).read_text())
     assert overlay.keys() == {"trainer"}
     assert not overlay["trainer"].items() <= alone["trainer"].items()

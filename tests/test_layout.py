@@ -17,64 +17,28 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "constrained_diffusion"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
-GROUND, FIRST, SECOND, THIRD, ROOF = range(5)
-FLOORS = {  # the longest name that fits counts
-    "objectives": GROUND,
-    "diffusion": GROUND,
-    "randomness": GROUND,
-    "metrics": GROUND,
-    "maze.segments": GROUND,
-    "maze.simulator": GROUND,
-    "zoo": GROUND,
-    "untrusted": GROUND,
-    "fine_tuning.penalty": GROUND,
-    "fine_tuning.formulation": GROUND,
-    "fine_tuning.schedules": GROUND,
-    "fine_tuning.errors": GROUND,
-    "fine_tuning.conditioning": GROUND,
-    "distributed": GROUND,
-    "precision": GROUND,
-    "noise_optimization.concentration": GROUND,
-    "noise_optimization.orders": GROUND,
-    "noise_optimization.regularizers": GROUND,
-    "noise_optimization.problem": GROUND,
-    "noise_optimization.gradients": FIRST,
-    "noise_optimization.memory": FIRST,
-    "noise_optimization.mapping": FIRST,
-    "noise_optimization.optimizer": SECOND,
-    "noise_optimization.record": SECOND,
-    "noise_optimization.baselines": SECOND,
-    "noise_optimization.diagnosis": SECOND,
-    "noise_optimization": THIRD,
-    "sampling": FIRST,
-    "guides": SECOND,
-    "token_sampling": FIRST,
-    "maze": GROUND,
-    "maze.recording": FIRST,
-    "polymers": GROUND,
-    "preferences": FIRST,
-    "rejection": FIRST,
-    "denoisers": FIRST,
-    "constraints": FIRST,
-    "rewards": FIRST,
-    "saved": FIRST,
-    "sharding": SECOND,
-    "cpu_precision": SECOND,
-    "callbacks": SECOND,
-    "datamodules": SECOND,
-    "fine_tuning": THIRD,
-    "supervised": THIRD,
-    "": ROOF,  # the package's own face may show everything
-    "cli": ROOF,
-    "mistakes": ROOF,
-    "runs": ROOF,
-    "termination": ROOF,
-    "zoo.build": ROOF,  # these three are programs, run when weights are made
-    "zoo.denoiser": ROOF,
-    "zoo.drawn": ROOF,
-    "zoo.planner": ROOF,
-    "zoo.polymers": ROOF,
+# One row per folder, or file at the top: it imports from lower floors alone, and so no two import each other.
+FLOORS = {
+    "batch": 1,
+    "runtime": 2,
+    "objectives": 3,
+    "statistics": 3,
+    "evaluation": 4,
+    "diffusion": 4,
+    "denoisers": 5,
+    "reports": 5,
+    "noise_optimization": 6,
+    "guides": 7,
+    "fine_tuning": 8,
+    "callbacks": 9,
+    "domains.images": 10,
+    "domains.mazes": 10,
+    "domains.polymers": 10,
+    "domains": 11,  # `load`, which imports them all
+    "datamodules": 12,
+    "cli": 13,
 }
+PURE = ("batch", "objectives", "statistics", "evaluation", "reports")  #: they need torch and torchmetrics at most
 OPTIONAL = {  # what the extras install
     *("torchvision", "torch_fidelity", "matplotlib", "tensorboard", "peft", "transformers"),
     *("minari", "gymnasium", "gymnasium_robotics", "mujoco", "rdkit", "denoising_diffusion_pytorch"),
@@ -91,18 +55,11 @@ def module_name(file: Path) -> str:
 MODULES = {module_name(file): file for file in SOURCES}
 
 
-def floor(name: str) -> int:
-    """A module's floor; a package's own `__init__` runs before all that is in it and stands as low as the lowest."""
-    if name and MODULES[name].name == "__init__.py":
-        inside = [other for other in MODULES if other.startswith(f"{name}.") and MODULES[other].name != "__init__.py"]
-        return min([floor(other) for other in inside], default=named_floor(name))
-    return named_floor(name)
-
-
-def named_floor(name: str) -> int:
+def row(name: str) -> str:
+    """The row of a module: the folder that it is in, whose name is the longest that fits."""
     known = [key for key in FLOORS if name == key or name.startswith(f"{key}.")]
-    assert known, f"{name} stands on no floor: add it to FLOORS in {Path(__file__).name}"
-    return FLOORS[max(known, key=len)]
+    assert known, f"{name} is on no floor: add its folder to FLOORS in {Path(__file__).name}"
+    return max(known, key=len)
 
 
 def imports(node: ast.AST, deferred: bool = True) -> Iterator[str]:
@@ -136,22 +93,51 @@ def test_links_at_the_top_point_into_the_package(link: str) -> None:
     assert (ROOT / link / "__init__.py").is_file()
 
 
-@pytest.mark.parametrize(
-    "folder",
-    ["callbacks", "constraints", "datamodules", "denoisers", "fine_tuning", "metrics", "rewards", "zoo"],
-)
-def test_each_part_is_a_package(folder: str) -> None:
-    assert (PACKAGE / folder / "__init__.py").is_file()
+def test_each_part_is_a_package() -> None:
+    assert not [folder for file in SOURCES if not ((folder := file.parent) / "__init__.py").is_file()]
 
 
 def test_types_are_announced() -> None:
     assert (PACKAGE / "py.typed").is_file()
 
 
-@pytest.mark.parametrize("name", MODULES)
+def test_every_row_matches_something() -> None:
+    assert {row(name) for name in MODULES if name} == set(FLOORS)
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name])  # the package's own face may show everything
 def test_imports_run_downwards(name: str) -> None:
-    upwards = {other for other in own_imports(MODULES[name]) if other != name and floor(other) > floor(name)}
-    assert not upwards, f"{name} (floor {floor(name)}) imports {', '.join(sorted(upwards))} from a floor above"
+    own, others = row(name), {row(other) for other in own_imports(MODULES[name]) if other}
+    upwards = {other for other in others - {own} if FLOORS[other] >= FLOORS[own]}
+    assert not upwards, (
+        f"{name} (floor {FLOORS[own]}) imports from {', '.join(sorted(upwards))}, which is no floor below"
+    )
+
+
+def test_only_what_is_above_the_domains_imports_them() -> None:
+    users = {
+        row(name) for name in MODULES if name for other in own_imports(MODULES[name]) if other.startswith("domains")
+    }
+    assert users <= {"domains", "domains.images", "domains.mazes", "domains.polymers", "datamodules", "cli"}
+
+
+def import_table() -> str:
+    """The table of docs/architecture.md: each folder, its floor, and the folders that it imports from."""
+    found: dict[str, set[str]] = {key: set() for key in FLOORS}
+    for name in MODULES:
+        if name:
+            found[row(name)] |= {row(other) for other in own_imports(MODULES[name]) if other} - {row(name)}
+    lines = ["| folder | floor | imports from |", "|---|---|---|"]
+    for key, floor in sorted(FLOORS.items(), key=lambda item: item[1]):
+        below = ", ".join(f"`{other}`" for other in sorted(found[key], key=lambda other: (FLOORS[other], other)))
+        lines.append(f"| `{key.replace('.', '/')}` | {floor} | {below or '-'} |")
+    return "\n".join(lines)
+
+
+def test_the_docs_show_the_import_graph_as_it_is() -> None:
+    assert import_table() in (ROOT / "docs" / "architecture.md").read_text(), (
+        f"replace the table in docs/architecture.md by what `python {Path(__file__).relative_to(ROOT)}` prints"
+    )
 
 
 def test_the_import_reader_sees_all_kinds() -> None:
@@ -165,9 +151,9 @@ def roots(name: str) -> set[str]:
     return {found.split(".")[0] for found in imports(ast.parse(MODULES[name].read_text()), deferred=False)}
 
 
-def test_the_ground_floor_needs_torch_alone() -> None:
+def test_pure_folders_need_torch_alone() -> None:
     allowed = sys.stdlib_module_names | {"torch", "torchmetrics", PACKAGE.name}
-    assert not {name: extra for name in MODULES if floor(name) == GROUND and (extra := roots(name) - allowed)}
+    assert not {name: extra for name in MODULES if name and row(name) in PURE and (extra := roots(name) - allowed)}
 
 
 def test_extras_are_imported_inside_the_functions_that_need_them() -> None:
@@ -181,7 +167,8 @@ def loaded_by(statement: str) -> set[str]:
 
 
 def test_importing_the_package_is_light() -> None:
-    ground = ", ".join(f"constrained_diffusion.{name}" for name in MODULES if floor(name) == GROUND)
+    low = [name for name in MODULES if name and FLOORS[row(name)] <= FLOORS["diffusion"]]
+    ground = ", ".join(f"constrained_diffusion.{name}" for name in low)
     before = {name.split(".")[0] for name in loaded_by("import torch, lightning")}
     after = {name.split(".")[0] for name in loaded_by(f"import torch, lightning, constrained_diffusion, {ground}")}
     assert "constrained_diffusion" in after
@@ -226,3 +213,7 @@ def tracked() -> list[Path]:
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
     return [file for file in (ROOT / name for name in names if name) if file.is_file() and not file.is_symlink()]
+
+
+if __name__ == "__main__":
+    print(import_table())

@@ -15,7 +15,7 @@ from speed_parts.host import BetweenLogSteps
 from speed_parts.step import QUIET, Noise, module, on_gpu
 from speed_parts.table import Row
 
-ON_THE_HOST = ("sampler.py", "late_flag.py")  # the rows to load; the flag of the step before, which was copied
+ON_THE_HOST = ("keyed_sampler.py", "delayed_flag.py")  # the rows to load; the flag of the step before, which was copied
 
 
 def rows(given: Any) -> Iterator[Row]:

@@ -15,9 +15,9 @@ from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
 from constrained_diffusion.diffusion.normalizer import Normalizer
 
 OURS = {  #: networks of our own that a config may name, and the modules that they are in
-    "TransformerPlanner": "planners",
-    "RecurrentPlanner": "planners",
-    "Unet1D": "unet1d",
+    "TransformerPlanner": "domains.mazes.planners",
+    "RecurrentPlanner": "domains.mazes.planners",
+    "Unet1D": "domains.polymers.unet1d",
 }
 _OBJECTS = ("network", "noise_schedule", "normalizer")  #: parts of a config that are objects themselves
 
@@ -121,7 +121,7 @@ def _network(name: str) -> Any:
     import diffusers
 
     if name in OURS:
-        return getattr(import_module(f"constrained_diffusion.denoisers.{OURS[name]}"), name)
+        return getattr(import_module(f"constrained_diffusion.{OURS[name]}"), name)
     return getattr(diffusers, name, None)
 
 

@@ -38,9 +38,9 @@ CONTROLLERS: dict[str, Callable[[], Callback]] = {
     "nu-PI": NuPI,
 }
 # What is read all the same, and lies on the host: where it is read, and how often in a step.
-ORDER = {"sampler.py": 1}  # the rows to load
+ORDER = {"keyed_sampler.py": 1}  # the rows to load
 ON_THE_HOST = {
-    "stop": {"late_flag.py": 1},  # the flag of the step before, which was copied
+    "stop": {"delayed_flag.py": 1},  # the flag of the step before, which was copied
     "nu-PI": {"nupi_optimizer.py": 3},  # cooper asks whether its gains are 0
 }
 

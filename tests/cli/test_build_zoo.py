@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from constrained_diffusion.cli import build_zoo as build
+from constrained_diffusion.domains.images import zoo_classifiers
 from constrained_diffusion.domains.images.classifiers import DigitCNN, DigitResNet, load_classifier
 from constrained_diffusion.runtime import cards
 from constrained_diffusion.runtime.stored_networks import save_network
@@ -54,7 +55,7 @@ def test_classifier_entry(data_dir, tmp_path):
 
 
 def test_judge_entry_holds_features_of_training_digits(data_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "REFERENCE_DIGITS", 3)
+    monkeypatch.setattr(zoo_classifiers, "REFERENCE_DIGITS", 3)
     target = build.build("judge", export(DigitResNet(width=4), tmp_path / "export"), str(data_dir), tmp_path)
     reference = load_file(target / "reference.safetensors")
     assert reference["features"].shape == (10, 3, 16)
