@@ -11,9 +11,12 @@ if TYPE_CHECKING:
     from constrained_diffusion.denoisers.adapter import Denoiser
     from constrained_diffusion.denoisers.loading import PretrainedDenoiser
     from constrained_diffusion.denoisers.text_to_image import TextToImage
+    from constrained_diffusion.diffusion.rejection import Rejection
     from constrained_diffusion.diffusion.sampler import Sampler
     from constrained_diffusion.domains.images.class_probability import ClassProbability
+    from constrained_diffusion.fine_tuning.loss import MinSNR, PenaltyLoss
     from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
+    from constrained_diffusion.fine_tuning.noising import PerToken
     from constrained_diffusion.noise_optimization.mapping import NoiseToSample
     from constrained_diffusion.noise_optimization.module import DirectNoiseOptimization
     from constrained_diffusion.noise_optimization.optimizer import NoiseOptimizer
@@ -23,9 +26,13 @@ _LAZY = {
     "ConstrainedDiffusion": "fine_tuning.module",
     "Denoiser": "denoisers.adapter",
     "DirectNoiseOptimization": "noise_optimization.module",
+    "MinSNR": "fine_tuning.loss",
     "NoiseOptimizer": "noise_optimization.optimizer",
     "NoiseToSample": "noise_optimization.mapping",
+    "PenaltyLoss": "fine_tuning.loss",
+    "PerToken": "fine_tuning.noising",
     "PretrainedDenoiser": "denoisers.loading",
+    "Rejection": "diffusion.rejection",
     "Sampler": "diffusion.sampler",
     "TextToImage": "denoisers.text_to_image",
 }
@@ -36,9 +43,13 @@ __all__ = [
     "Constraint",
     "Denoiser",
     "DirectNoiseOptimization",
+    "MinSNR",
     "NoiseOptimizer",
     "NoiseToSample",
+    "PenaltyLoss",
+    "PerToken",
     "PretrainedDenoiser",
+    "Rejection",
     "Reward",
     "Sampler",
     "TextToImage",

@@ -34,7 +34,7 @@ def test_own_constraint_loss_and_controller(recipes, tiny_denoiser, tiny_data, f
     )
     trainer = fit(module, tiny_data(), callbacks=[recipes["Doubling"]()], max_epochs=1)
     assert trainer.global_step == 4
-    assert float(module.penalty_coefficient) == 16.0
+    assert float(module.steering.penalty_coefficient) == 16.0
     assert isinstance(module, ConstrainedDiffusion)
 
 

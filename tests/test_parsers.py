@@ -244,7 +244,7 @@ def test_configs_before_they_are_parsed(tmp_path: Path, content: bytes) -> None:
     )
 )
 def test_mistakes_are_one_line(message: str) -> None:
-    assert len(config_errors.sentence(message).splitlines()) <= 1
+    assert len(config_errors.summarize(message).splitlines()) <= 1
 
 
 WORD = st.sampled_from(

@@ -15,9 +15,11 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from constrained_diffusion import ClassProbability, ConstrainedDiffusion, Denoiser, PretrainedDenoiser
-from constrained_diffusion.batch import Batch
+from constrained_diffusion.batch import Batch, NoisyBatch
 from constrained_diffusion.denoisers import DiffusersSchedule
 from constrained_diffusion.domains.images.classifiers import PretrainedClassifier
+from constrained_diffusion.fine_tuning.loss import Measured, PenaltyLoss
+from constrained_diffusion.objectives import StepRecord
 from constrained_diffusion.runtime.data import DiffusionDataModule, TensorRows
 
 PAPER = Path(__file__).parents[2] / "configs" / "pretrain" / "mnist_paper.yaml"
@@ -87,7 +89,7 @@ class Step:
         if on_gpu():
             self.module.cuda()  # Lightning brings it back to the host when a fit is over
         self.module.log = self.module.log_dict = lambda *args, **kwargs: None  # type: ignore[method-assign]
-        self.module.penalty_coefficient.fill_(0.05)
+        self.module.steering.penalty_coefficient.fill_(0.05)
         self.optimizer: Any = self.module.configure_optimizers()
 
     def batch(self, size: int) -> Batch:
@@ -109,7 +111,7 @@ class Step:
         """Use the gradients: the optimiser, and the EMA."""
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.module.update_ema()
+        self.module.networks.update_ema()
 
     def __call__(self, batch: Batch) -> float:
         _wait()
@@ -119,27 +121,39 @@ class Step:
         return time.perf_counter() - start
 
 
-class PenaltyAlone(ConstrainedDiffusion):
-    """The second pass of the naive way: the penalty without the diffusion loss."""
+class TwoPassLoss(PenaltyLoss):
+    """One term alone: what the naive way computes in each of its two passes."""
 
-    def diffusion_loss(self, batch: Batch, noisy: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Return 0."""
-        return noisy.new_zeros(())
+    alone = "penalty"
+
+    def diffusion_loss(self, step: NoisyBatch, *args: Any, **kwargs: Any) -> Tensor:
+        """Return 0 in the pass for the penalty."""
+        return step.noisy.new_zeros(()) if self.alone == "penalty" else super().diffusion_loss(step, *args, **kwargs)
+
+    def penalty(self, record: StepRecord, noise_error: Tensor) -> Measured:
+        """Return nothing in the pass for the diffusion loss, and compute nothing."""
+        if self.alone == "penalty":
+            return super().penalty(record, noise_error)
+        none = noise_error.new_zeros(1)
+        return Measured(none.sum(), none, none, none, none.sum(), none[:0])
+
+
+class TwoPass(ConstrainedDiffusion):
+    """A fit with `TwoPassLoss`."""
+
+    loss_class = TwoPassLoss
 
 
 class TwoPassStep(Step):
     """The naive way: the diffusion loss and its backward, then the network again for the penalty and its backward."""
 
     def __init__(self, given: Any) -> None:
-        super().__init__("algorithm1", given, PenaltyAlone)
+        super().__init__("algorithm1", given, TwoPass)
 
     def once(self, batch: Batch) -> None:
-        alone, module = PenaltyAlone.diffusion_loss, self.module
-        module.diffusion_loss = partial(ConstrainedDiffusion.diffusion_loss, module)  # type: ignore[method-assign]
-        constraints, module.constraints = module.constraints, torch.nn.ModuleList()
-        self.loss(batch).backward()
-        module.diffusion_loss, module.constraints = partial(alone, module), constraints  # type: ignore[method-assign]
-        self.loss(batch).backward()
+        for term in ("diffusion", "penalty"):
+            self.module.loss.alone = term  # type: ignore[assignment]
+            self.loss(batch).backward()
         self.finish()
 
 

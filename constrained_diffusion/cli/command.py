@@ -46,7 +46,6 @@ from constrained_diffusion.diffusion import token_sampler
 from constrained_diffusion.diffusion.rejection import InfeasibleError
 from constrained_diffusion.diffusion.sampler import Sampler
 from constrained_diffusion.fine_tuning import divergence
-from constrained_diffusion.fine_tuning.evaluated import EvaluatedDiffusion
 from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
 from constrained_diffusion.fine_tuning.schedules import WarmupStableDecay
 from constrained_diffusion.fine_tuning.supervised import Supervised
@@ -107,12 +106,6 @@ class ConstrainedCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config, trainer, fit = self._own_config, self._own_config.trainer, self.subcommand == "fit"
-        if config.recompute:
-            if "recompute" not in config.model.init_args:
-                raise ValueError(
-                    f"--recompute is for models that draw samples; {config.model.class_path} does not, so leave it out."
-                )
-            config.model.init_args.recompute = True
         if config.get("weights_only") is False:
             raise ValueError("with weights_only: false a checkpoint may execute anything; leave it out.")
         self.config_text = self._parser(self.subcommand).dump(config, skip_unset=False)
@@ -150,6 +143,11 @@ class ConstrainedCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         run, fit = self.run_folder, self.subcommand == "fit"
+        if self._own_config.recompute:
+            if not isinstance(self.model, ConstrainedDiffusion):
+                name = self._own_config.model.class_path
+                raise ValueError(f"--recompute is for models that draw samples; {name} does not, so leave it out.")
+            self.model.evaluator.recompute = True
         resumed = runs.checkpoint_step(self._own_config.ckpt_path) if fit else None
         config = self.config_init[self.subcommand].trainer
         kwargs |= cpu_precision.plugins(config)
@@ -199,7 +197,7 @@ def _callbacks(model: LightningModule, config: str, fit: bool) -> list[Callback]
     everyone: list[Callback] = [KeepLog(), LastCheckpoint(), Export()] if fit else []
     if isinstance(model, DirectNoiseOptimization):
         return [NoiseResults(), NoiseReport()]
-    if not isinstance(model, EvaluatedDiffusion):
+    if not isinstance(model, ConstrainedDiffusion):
         return everyone
     fitting: list[Callback] = [GradientCheck(), FitStatus(), BestFeasible()] if fit else [SampleWriter(), Certificate()]
     return [*everyone, *fitting, SampleGrid(), Overlays(), Results(config), Report()]

@@ -104,11 +104,11 @@ class GeneratedDataModule(DiffusionDataModule):
     def setup(self, stage: str) -> None:
         if stage not in ("fit", "validate") or self._data is not None:
             return
-        self._module.check(stage, self.sample_shape)  # Lightning sets up the module only after the data
+        self._module.evaluator.check(stage, self.sample_shape)  # Lightning sets up the module only after the data
         for constraint in self.filters:
             constraint.check_data(self.sample_shape)
         if self.guide is not None:
-            self.guide.bind(list(self._module.constraints))
+            self.guide.bind(list(self._module.steering.constraints))
             self.guide.check_data(self.sample_shape)
         trainer, path = self.trainer, self.cache_file()
         assert trainer is not None
@@ -127,7 +127,7 @@ class GeneratedDataModule(DiffusionDataModule):
         train, held_out = clean[: self.samples], clean[self.samples :]
         if self.only_feasible:
             module = self._module
-            train = train[module.feasible(train.to(module.device)).bool().cpu()]
+            train = train[module.steering.feasible(train.to(module.device)).bool().cpu()]
         for constraint in self.filters:
             train = train[constraint.holds(train)]
         self._data = TensorRows(train), TensorRows(held_out)
@@ -149,7 +149,9 @@ class GeneratedDataModule(DiffusionDataModule):
             description=f"Drawing {count} samples from the pretrained model",
             disable=not trainer.is_global_zero,
         )
-        drawn = [module.sample(b.tolist(), "raw", self.sampler_settings, guide).float().cpu() for b in mine]
+        drawn = [
+            module.sample(b.tolist(), "raw", sampler=self.sampler_settings, guide=guide).float().cpu() for b in mine
+        ]
         shares = gather_from_ranks(drawn)
         return torch.cat([shares[i % len(shares)][i // len(shares)] for i in range(len(batches))])
 

@@ -8,6 +8,7 @@ the samples are those that the seeds give anyway.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -21,12 +22,31 @@ class InfeasibleError(RuntimeError):
     """Some seed found no feasible sample in all its draws."""
 
 
-class Rejection(NamedTuple):
+class RejectionResult(NamedTuple):
     """What `rejection_sample` found; row i belongs to seed i."""
 
     samples: Tensor  #: `(N, *shape)`; where a seed found no feasible sample, its last one
     draws: Tensor  #: `(N,)`, int64 on the CPU: how many samples the seed drew, the accepted one included
     accepted: Tensor  #: `(N,)`, bool on the CPU: whether its sample is feasible
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """Samples that satisfy the constraints for certain: each seed draws until one of its samples does.
+
+    Args:
+        max_draws: a seed that has found no feasible sample after so many is given up.
+
+    Raises:
+        ValueError: max_draws < 1.
+    """
+
+    max_draws: int = 100
+
+    def __post_init__(self) -> None:
+        if self.max_draws < 1:
+            message = f"max_draws must be at least 1, the draw that every seed has anyway; got {self.max_draws}."
+            raise ValueError(message)
 
 
 def attempt_seed(seed: int, attempt: int) -> int:
@@ -43,7 +63,7 @@ def rejection_sample(
     feasible: Callable[[Tensor], Tensor],
     seeds: Sequence[int],
     max_draws: int = 100,
-) -> Rejection:
+) -> RejectionResult:
     """Draw for every seed until its sample is feasible; the rows still open are drawn together.
 
     Args:
@@ -55,8 +75,7 @@ def rejection_sample(
     Raises:
         ValueError: max_draws < 1, or `feasible` does not give one truth value per sample.
     """
-    if max_draws < 1:
-        raise ValueError(f"max_draws must be at least 1, the draw that every seed has anyway; got {max_draws}.")
+    Rejection(max_draws)
     samples = draw(list(seeds))
     draws, accepted = torch.ones(len(samples), dtype=torch.long), _truth(feasible(samples), len(samples))
     for attempt in range(1, max_draws):
@@ -67,24 +86,22 @@ def rejection_sample(
         samples = samples.index_copy(0, rows.to(samples.device), again)
         draws[rows] += 1
         accepted[rows] = _truth(feasible(again), len(again))
-    return Rejection(samples, draws, accepted)
+    return RejectionResult(samples, draws, accepted)
 
 
-def check_rejection(constraints: Iterable[Constraint], max_draws: int) -> None:
-    """Raise ValueError where no constraint can judge a finished sample, or max_draws < 1."""
+def check_rejection(constraints: Iterable[Constraint]) -> None:
+    """Raise ValueError where no constraint can judge a finished sample."""
     given = list(constraints)
-    if max_draws < 1:
-        raise ValueError(f"max_draws must be at least 1, got {max_draws}.")
     if not given:
         raise ValueError(
-            "reject_violations expects a constraint to reject by, but the model has none; give `constraints`, or leave "
-            "reject_violations out."
+            "`rejection` expects a constraint to reject by, but the model has none; give `constraints`, or leave "
+            "`rejection` out."
         )
     if all(constraint.needs_step_record for constraint in given):
         names = ", ".join(type(constraint).__name__ for constraint in given)
         raise ValueError(
-            f"reject_violations judges finished samples, but {names} judges steps of training (needs_step_record) and "
-            "has no g of a sample; give a constraint of the clean sample, or leave reject_violations out."
+            f"`rejection` judges finished samples, but {names} judges steps of training (needs_step_record) and "
+            "has no g of a sample; give a constraint of the clean sample, or leave `rejection` out."
         )
 
 

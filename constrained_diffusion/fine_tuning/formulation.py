@@ -31,7 +31,7 @@ FORMULATIONS = {
 }
 
 
-def formulation(name: str) -> Formulation:
+def named_formulation(name: str) -> Formulation:
     """Return the formulation called `name`.
 
     Raises:

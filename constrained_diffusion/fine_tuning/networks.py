@@ -2,62 +2,97 @@
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, Literal, Self
 
-from lightning.pytorch import LightningModule
-from lightning.pytorch.strategies import ModelParallelStrategy
-from lightning.pytorch.trainer.states import TrainerFn
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from constrained_diffusion.batch import NoisyBatch
 from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.denoisers.config import denoiser_config
-from constrained_diffusion.runtime.sharding import FullySharded, gather_full, local, meta_copy, shard
+from constrained_diffusion.denoisers.export import export, weights_sha256
+from constrained_diffusion.diffusion.prediction import Prediction
+from constrained_diffusion.fine_tuning.lora import adapters_off, add_adapters, merge_adapters
+from constrained_diffusion.runtime.precision import keep_float32
+from constrained_diffusion.runtime.sharding import gather_full, local, meta_copy, shard
+
+Weights = Literal["ema", "raw", "pretrained"]
 
 
-class DiffusionNetworks(LightningModule):
-    """The trained network, its EMA and the frozen copy; shared out over ranks, all alike, while `FullySharded` fits.
+class Networks(nn.Module):
+    """The trained network, its EMA and the frozen copy of what it was when it came.
 
-    A step that float16's `GradScaler` leaves out, because its gradients overflowed, is none: the EMA stays, and
-    `step_skipped` tells callbacks. (An optimiser with `fused=True` leaves steps out by itself, where nothing sees it.)
-    A loss that overflowed is another matter, which no other scale mends: `FitStatus` ends the fit as diverged.
+    Every call of a network that is shared out over ranks is one of all ranks together. In validation ranks draw
+    different numbers of samples, so each puts a whole EMA together (`gather`); so does `export`.
 
-    Every call of a network that is shared out is one of all ranks together. In validation ranks draw different
-    numbers of samples, so it has a whole copy of the EMA; so has `export` after the last step.
+    Args:
+        denoiser: the network with its schedule and units; what it holds now is "the pretrained model".
+        ema_decay: decay of the moving average of the weights.
+        lora: keyword arguments of `peft.LoraConfig`: train low-rank adapters, the frozen model being the same network
+            with these off; None trains all weights.
+        keep_frozen: whether anything compares with the frozen model.
+
+    Raises:
+        ValueError: a decay outside [0, 1).
     """
 
-    denoiser: Denoiser
-    ema: nn.Module
-    ema_decay: float
-    step_skipped = False  #: whether the last optimiser step was left out
-    _frozen: tuple[nn.Module, ...]
-    unsharded_config: dict[str, Any] | None = None
-    _meta_copy: tuple[
-        nn.Module, ...
-    ] = ()  # the EMA without its weights; in a tuple, so that it is no part of the module
-    _full_copy: tuple[nn.Module, ...] = ()  # with them
-
-    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
-        made: list[bool] = []
-        handle = optimizer.optimizer.register_step_post_hook(lambda *_: made.append(True))
-        try:
-            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        finally:
-            handle.remove()
-        self.step_skipped = not made
-        if made:
-            self.update_ema()
-
-    def update_ema(self) -> None:
-        """Move the EMA weights one step towards the trained ones; called after every optimiser step."""
-        update = get_ema_multi_avg_fn(self.ema_decay)
-        averages, trained = local(self.ema.parameters()), local(self.denoiser.network.parameters())
-        update(averages, [new.to(old.dtype) for old, new in zip(averages, trained, strict=True)], 0)
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        ema_decay: float = 0.98,
+        lora: dict[str, Any] | None = None,
+        keep_frozen: bool = True,
+    ) -> None:
+        super().__init__()
+        if not 0 <= ema_decay < 1:
+            raise ValueError(f"ema_decay must be in [0, 1), got {ema_decay}.")
+        self.denoiser, self.ema_decay, self.lora = denoiser, ema_decay, lora
+        # In tuples, so that they are in no optimiser, no DDP wrapper and no checkpoint: the frozen network, and the EMA
+        # of sharded networks, without its weights and with them.
+        copied = keep_frozen and not lora
+        self._frozen = (copy.deepcopy(denoiser.network).requires_grad_(False).eval(),) if copied else ()
+        self._meta_copy: tuple[nn.Module, ...] = ()
+        self._full_copy: tuple[nn.Module, ...] = ()
+        if lora:
+            add_adapters(denoiser.network, lora)
+        self.ema = copy.deepcopy(denoiser.network).requires_grad_(False).eval()
+        self.config: dict[str, Any] | None = None  #: of the denoiser, while sharding has changed its classes
+        self.register_buffer("_like", torch.zeros(()), persistent=False)  # follows to every device and dtype
 
     @property
-    def sharded(self) -> bool:
-        """Whether each rank holds its share of the weights alone."""
-        return bool(self._meta_copy)
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return self._like.device  # type: ignore[return-value]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the networks were moved to."""
+        return self._like.dtype  # type: ignore[return-value]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        for network in self._frozen:  # hidden from `modules()`, it must follow to a device or dtype all the same
+            network._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.ema._apply(keep_float32(lambda values: values))  # in half precision an average would not move
+        return self
+
+    # ---------------------------------------------------------------- predictions
+
+    @property
+    def trained(self) -> nn.Module:
+        """The network whose weights an optimiser moves."""
+        return self.denoiser.network
+
+    @property
+    def pretrained(self) -> nn.Module:
+        """The network with its pretrained weights; with LoRA, the trained one, to be run with its adapters off."""
+        return self._frozen[0] if self._frozen else self.denoiser.network
 
     @property
     def averaged(self) -> nn.Module:
@@ -71,36 +106,88 @@ class DiffusionNetworks(LightningModule):
             )
         return self._full_copy[0]
 
-    def configure_model(self) -> None:
-        strategy = self.trainer.strategy
-        if isinstance(strategy, ModelParallelStrategy) and not isinstance(strategy, FullySharded):
-            raise ValueError(
-                "ModelParallelStrategy by itself shares out nothing, and would train each rank by its own rows; choose "
-                "the strategy fully_sharded, which is made of it."
-            )
-        fitting = self.trainer.state.fn == TrainerFn.FITTING
-        if self.sharded and not fitting:
-            raise ValueError(
-                "the weights of this module are shared out over ranks, since its fit: make the module anew and give "
-                "the fit's checkpoint, as in `trainer.test(module, ckpt_path=...)`."
-            )
-        self._full_copy = ()
-        if not isinstance(strategy, FullySharded) or self.sharded or not fitting:
-            return
-        self.unsharded_config = denoiser_config(self.denoiser)  # sharding puts other classes in place of the network's
+    def predict(self, step: NoisyBatch) -> Prediction:
+        """Return the trained network's prediction for the rows of `step`, with gradient."""
+        return self.denoiser.predict(step.noisy, step.timesteps, step.condition)
+
+    @torch.no_grad()
+    def predict_frozen(self, step: NoisyBatch) -> Prediction:
+        """Return the pretrained network's prediction for the same rows."""
+        network, training = self.pretrained, self.pretrained.training
+        # Shards that were put together in inference mode are not fit for autograd.
+        mode = nullcontext() if self.sharded else torch.inference_mode()
+        with self._without_adapters(), mode:
+            output = self.denoiser.call(network.eval(), step.noisy, step.timesteps, step.condition)
+        network.train(training)  # with LoRA it is the trained network
+        # A clone may take part in autograd.
+        return self.denoiser.interpret(output.clone(), step.noisy, step.timesteps)
+
+    def average_output(self, step: NoisyBatch) -> Tensor:
+        """Return the EMA network's raw output for the rows of `step`."""
+        return self.denoiser.call(self.averaged, step.noisy, step.timesteps, step.condition)
+
+    @contextmanager
+    def evaluating(self, weights: Weights) -> Iterator[nn.Module]:
+        """Give the network with EMA, raw or pretrained weights in eval mode, and put its mode back."""
+        network = {"ema": lambda: self.averaged, "raw": lambda: self.trained, "pretrained": lambda: self.pretrained}
+        chosen = network[weights]()
+        training = chosen.training
+        try:
+            with self._without_adapters() if weights == "pretrained" else nullcontext():
+                yield chosen.eval()
+        finally:
+            chosen.train(training)
+
+    def _without_adapters(self) -> Any:
+        return adapters_off(self.trained) if self.lora else nullcontext()
+
+    def update_ema(self) -> None:
+        """Move the EMA weights one step towards the trained ones; called after every optimiser step."""
+        update = get_ema_multi_avg_fn(self.ema_decay)
+        averages, trained = local(self.ema.parameters()), local(self.trained.parameters())
+        update(averages, [new.to(old.dtype) for old, new in zip(averages, trained, strict=True)], 0)
+
+    # ---------------------------------------------------------------- shared out over ranks
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each rank holds its share of the weights alone."""
+        return bool(self._meta_copy)
+
+    def share_out(self, mesh: DeviceMesh, block: int) -> None:
+        """Share all three networks out over the ranks of `mesh`, in place; `block` as in `FullySharded`."""
+        self.config = denoiser_config(self.denoiser)  # sharding puts other classes in place of the network's
         self._meta_copy = (meta_copy(self.ema),)
-        for network in (self.denoiser.network, self.ema, *self._frozen):
-            shard(network, strategy.device_mesh["data_parallel"], strategy.block)
+        for network in (self.trained, self.ema, *self._frozen):
+            shard(network, mesh, block)
 
-    def on_validation_start(self) -> None:
-        self._assemble()
+    def gather(self) -> None:
+        """Put the EMA together, if it is shared out; all ranks must call it before one of them uses `averaged`."""
+        self._full_copy = tuple(gather_full(like, self.ema) for like in self._meta_copy)
 
-    def on_validation_end(self) -> None:
+    def release(self) -> None:
+        """Let go of what `gather` put together."""
         self._full_copy = ()
 
-    def before_export(self) -> None:
-        """Put the EMA together; all ranks must call it before one of them exports."""
-        self._assemble()
+    # ---------------------------------------------------------------- on disk
 
-    def _assemble(self) -> None:
-        self._full_copy = tuple(gather_full(like, self.ema) for like in self._meta_copy)
+    def denoiser_config(self) -> dict[str, Any]:
+        """Return what makes the denoiser again, but for its weights."""
+        return self.config or denoiser_config(self.denoiser)
+
+    def export(self, folder: str | Path, ema: Mapping[str, Tensor] | None = None) -> None:
+        """Write the EMA weights to `folder`: a diffusers pipeline where the network is one, else safetensors.
+
+        Args:
+            folder: a new or an empty one.
+            ema: the state of `ema`, from a checkpoint of this model, to write in place of the present one.
+        """
+        network = copy.deepcopy(self.averaged)
+        if ema is not None:
+            network.load_state_dict(ema)
+        export(self.denoiser, folder, merge_adapters(network) if self.lora else network)
+
+    def weights_sha256(self) -> dict[str, str]:
+        """Return the hashes of the pretrained weights (where a copy is kept) and of the EMA weights."""
+        before = {"before": weights_sha256(self._frozen[0])} if self._frozen else {}
+        return {**before, "after": weights_sha256(self.averaged)}

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import time
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric, MetricCollection
 
 from constrained_diffusion.batch import Batch
+from constrained_diffusion.fine_tuning.trained import TrainedModule
 from constrained_diffusion.runtime.stored_networks import save_network
 
 AUGMENTATION = 4  # stream of random numbers, apart from those of diffusion training
 
 
-class Supervised(LightningModule):
+class Supervised(TrainedModule):
     """Fits `network(batch.clean)` to `batch.condition`; the loss says what that means.
 
     Logs `loss/supervised` per step, and `val/loss` and `test/loss` with every metric as `val/<name>` and `test/<name>`,
@@ -48,13 +46,16 @@ class Supervised(LightningModule):
         optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(seed, optimizer, lr_scheduler)
         self.network, self.loss, self.augment = network, loss or nn.CrossEntropyLoss(), augment
         collection = MetricCollection(dict(metrics or {}))
         self.val_metrics, self.test_metrics = collection.clone(prefix="val/"), collection.clone(prefix="test/")
         self.losses = nn.ModuleDict({"val": MeanMetric(), "test": MeanMetric()})
-        self.seed, self.optimizer, self.lr_scheduler = seed, optimizer, lr_scheduler
-        self.batches_seen, self.seconds = 0, 0.0
+
+    @property
+    def trained(self) -> nn.Module:
+        """The network."""
+        return self.network
 
     def forward(self, clean: Tensor) -> Tensor:
         """Return the network's output in float32 or wider."""
@@ -93,27 +94,13 @@ class Supervised(LightningModule):
         metrics.update(output, condition)
         self.log_dict(metrics, prog_bar=True, batch_size=len(output), add_dataloader_idx=False)
 
-    def configure_optimizers(self) -> Any:
-        """Build optimiser and schedule over the trained parameters."""
-        optimizer = self.optimizer([p for p in self.network.parameters() if p.requires_grad])
-        if self.lr_scheduler is None:
-            return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}}
-
-    def on_train_start(self) -> None:
-        """Start the clock of the card; a resumed run adds to what it had."""
-        self._started = time.perf_counter() - self.seconds
-
-    def on_train_batch_end(self, *args: Any) -> None:
-        """Read the clock."""
-        self.seconds = time.perf_counter() - self._started
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the step that keys the augmentation, and the time spent."""
-        checkpoint["supervised"] = {"batches_seen": self.batches_seen, "seconds": self.seconds}
+        """Save what any fit saves, and that it is one of this kind."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["supervised"] = True
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore both.
+        """Restore it.
 
         Raises:
             ValueError: the checkpoint is of another kind of module.
@@ -123,27 +110,16 @@ class Supervised(LightningModule):
                 "the checkpoint is not of a Supervised module (a classifier or preference model); give the config that "
                 "it was made with, or leave --ckpt_path out."
             )
-        self.batches_seen = checkpoint["supervised"]["batches_seen"]
-        self.seconds = checkpoint["supervised"]["seconds"]
-
-    def before_export(self) -> None:
-        """Nothing: each rank has the whole network."""
+        super().on_load_checkpoint(checkpoint)
 
     def export(self, folder: str | Path) -> None:
-        """Write the network by `save_network`, and beside it `training.json` with seed, steps, seconds and threads.
+        """Write the network by `save_network`, and beside it `training.json`.
 
         Raises:
             TypeError: the network's class is not one of `saved.NETWORKS`.
         """
         save_network(self.network, folder)
-        facts = {
-            "seed": self.seed,
-            "steps": self.batches_seen,
-            "seconds": round(self.seconds),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-        }
-        (Path(folder) / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
+        self.write_training(folder)
 
 
 def _condition(batch: Batch) -> Tensor:

@@ -99,6 +99,11 @@ class DiffusionDataModule(LightningDataModule, ABC):
         values = self.data[0].clean.double().flatten(0, -2)
         return values.mean(0).tolist(), values.std(0).tolist()
 
+    def bank(self, count: int) -> Tensor:
+        """Return the first training rows, at most `count`, as the pretrained model's own samples: `(N, *shape)`."""
+        rows = self.data[0]
+        return rows.__getitems__(list(range(min(count, len(rows))))).clean
+
     def export(self, folder: Path) -> None:
         """Write beside exported weights what their users need to know of the data: nothing, unless overridden."""
 

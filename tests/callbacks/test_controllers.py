@@ -26,8 +26,17 @@ from constrained_diffusion.callbacks import (
     PenaltyScheduler,
 )
 from constrained_diffusion.fine_tuning.penalty import multiplier_weight, penalty_active, quadratic_penalty
+from constrained_diffusion.fine_tuning.steering import Steering
+from constrained_diffusion.objectives import Constraint
 
 Function = Callable[[Tensor], Tensor]
+
+
+class Limit(Constraint):
+    """Stands for one of the program's inequalities, which the program itself measures."""
+
+    def forward(self, clean: Tensor) -> Tensor:
+        raise NotImplementedError
 
 
 class Program(LightningModule):
@@ -36,17 +45,17 @@ class Program(LightningModule):
     def __init__(self, objective: Function, constraints: dict[str, Function], start: list[float], lr: float) -> None:
         super().__init__()
         self.objective, self.functions, self.lr = objective, list(constraints.values()), lr
-        self.constraint_names = list(constraints)
-        self.counted = [name != "uncounted" for name in constraints]
+        self.steering = Steering([Limit() for _ in constraints])
+        self.steering.names = list(constraints)
+        self.steering.has_verdict = [name != "uncounted" for name in constraints]
         self.x = nn.Parameter(torch.tensor(start, dtype=torch.float64))
-        for name, value in (("penalty_coefficient", 1.0), ("stop_below", 0), ("multiplier", 0), ("augmentation", 0)):
-            self.register_buffer(name, torch.full((len(constraints),), value, dtype=torch.float64))
+        self.steering.double()
 
     def training_step(self, batch: Tensor, batch_idx: int) -> dict[str, Tensor]:
         slack = torch.stack([g(self.x) for g in self.functions])
         penalty = quadratic_penalty(slack)
-        weight = self.penalty_coefficient * penalty_active(penalty, self.stop_below)
-        dual = multiplier_weight(self.multiplier, self.augmentation, slack.detach())
+        weight = self.steering.penalty_coefficient * penalty_active(penalty, self.steering.stop_below)
+        dual = multiplier_weight(self.steering.multiplier, self.steering.augmentation, slack.detach())
         loss = self.objective(self.x) + (weight * penalty + dual * slack).sum()
         return {
             "loss": loss,
@@ -116,7 +125,7 @@ def test_multipliers_find_the_kkt_point(name: str, controller: str) -> None:
     module = solve(program, callback, 1500)
     assert module.x.tolist() == pytest.approx(solution, abs=1e-3)
     assert callback.violated == []
-    found = multiplier_weight(module.multiplier, module.augmentation, slack_of(module)).tolist()
+    found = multiplier_weight(module.steering.multiplier, module.steering.augmentation, slack_of(module)).tolist()
     assert ([found[0] - found[1]] if name == "equality-like" else found) == pytest.approx(multipliers, abs=0.01)
 
 
@@ -142,7 +151,7 @@ def test_penalties_end_near_the_kkt_point(name: str, controller: str) -> None:
     program, solution, multipliers = PROGRAMS[name]
     module = solve(program, PENALTIES[controller](), 1000, lr=0.004)
     assert module.x.tolist() == pytest.approx(solution, abs=0.08)
-    found = (2 * module.penalty_coefficient * slack_of(module).relu()).tolist()
+    found = (2 * module.steering.penalty_coefficient * slack_of(module).relu()).tolist()
     assert found == pytest.approx(multipliers, abs=0.25)  # of order 1 / C off
 
 
@@ -195,8 +204,8 @@ def test_a_cap_that_was_reached_is_told(callback: Any, cap: str, caplog: pytest.
 def test_growth_leaves_satisfied_constraints_alone() -> None:
     callback = FeasibilityGrowth(initial=1.0, growth_factor=2.0, every_n_steps=1, max_coefficient=50)
     module = solve(PROGRAMS["one of two"][0], callback, 100)
-    assert module.penalty_coefficient[0] > 1
-    assert module.penalty_coefficient[1] == 1
+    assert module.steering.penalty_coefficient[0] > 1
+    assert module.steering.penalty_coefficient[1] == 1
 
 
 def test_dual_ascent_is_coopers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,17 +218,17 @@ def test_dual_ascent_is_coopers(monkeypatch: pytest.MonkeyPatch) -> None:
          partial(cooper.optim.nuPI, lr=0.3, Kp=torch.tensor(2.0), Ki=torch.tensor(1.0), ema_nu=0.4)),
     ):  # fmt: skip
         module = Program(away((0, 0)), {"g": lambda x: x[0]}, [0.0, 0.0], 0.1)
-        ours.start(None, module)  # type: ignore[arg-type]
+        ours.start(None, module.steering)  # type: ignore[arg-type]
         multiplier = cooper.multipliers.DenseMultiplier(num_constraints=1, dtype=torch.float64)
         multiplier.set_constraint_type(cooper.ConstraintType.INEQUALITY)
         optimizer = factory(multiplier.parameters(), maximize=True)
         for slack in slacks:
-            ours.update(None, module, _violations(slack))  # type: ignore[arg-type]
+            ours.update(None, module.steering, _violations(slack))  # type: ignore[arg-type]
             optimizer.zero_grad()
             (multiplier() * slack).sum().backward()
             optimizer.step()
             multiplier.post_step_()
-            torch.testing.assert_close(module.multiplier, multiplier().detach())
+            torch.testing.assert_close(module.steering.multiplier, multiplier().detach())
 
 
 def _violations(slack: Tensor) -> Any:

@@ -22,6 +22,7 @@ from constrained_diffusion.callbacks import (
     NuPI,
     PenaltyScheduler,
 )
+from constrained_diffusion.fine_tuning.loss import MinSNR
 from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
 
 HOST = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "speed_parts" / "host.py"))
@@ -70,7 +71,12 @@ def reads(
     controller: str, formulation: str, tiny_denoiser: Any, too_bright: Any, tiny_data: Any, fit: Any, **settings: Any
 ) -> dict[str, float]:
     module = ConstrainedDiffusion(
-        tiny_denoiser(), too_bright(), formulation, 60, optimizer=partial(torch.optim.SGD, lr=1e-3), snr_gamma=5.0
+        tiny_denoiser(),
+        too_bright(),
+        formulation,
+        60,
+        optimizer=partial(torch.optim.SGD, lr=1e-3),
+        loss_weight=MinSNR(5.0),
     )
     watch = BetweenLogSteps()
     callbacks = [watch, FitStatus(), FitProgress(), CONTROLLERS[controller]()]

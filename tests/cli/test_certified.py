@@ -1,4 +1,4 @@
-"""`predict` with `reject_violations` through the command line: what it prints, writes, keeps and refuses."""
+"""`predict` with `rejection` through the command line: what it prints, writes, keeps and refuses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from constrained_diffusion.domains.images.classifiers import PretrainedClassifie
 
 LIMIT, COUNT = 0.1, 20
 PREDICT = ("predict", "--config", "tiny.yaml", f"--data.init_args.predict_samples={COUNT}")
-REJECT = "--model.init_args.reject_violations=true"
+REJECT = "--model.init_args.rejection.max_draws=100"
 QUIET = "--trainer.enable_progress_bar=false"
 
 
@@ -78,12 +78,12 @@ def test_the_certificate_is_written_and_printed(run: Path) -> None:
     ("words", "status", "said"),
     [
         (
-            ["constraints.init_args.threshold=0", "max_draws=2"],
+            ["constraints.init_args.threshold=0", "rejection.max_draws=2"],
             1,
             "no feasible sample in max_draws=2 draws of seed 0, 1",
         ),
-        (["max_draws=0"], 2, "max_draws must be at least 1, got 0"),
-        (["constraints=null"], 2, "reject_violations expects a constraint to reject by, but the model has none"),
+        (["rejection.max_draws=0"], 2, "max_draws must be at least 1, the draw that every seed has anyway; got 0"),
+        (["constraints=null"], 2, "`rejection` expects a constraint to reject by, but the model has none"),
     ],
 )
 def test_what_cannot_be_certified(

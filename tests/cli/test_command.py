@@ -269,7 +269,7 @@ def test_a_diverged_fit_says_so_and_keeps_the_last_checkpoint(
 
 def test_recompute_is_a_flag_of_its_own(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     def tell(model: ConstrainedDiffusion, *_: Any) -> None:
-        raise ValueError(f"recompute is {model.recompute}")
+        raise ValueError(f"recompute is {model.evaluator.recompute}")
 
     monkeypatch.setattr(command, "_callbacks", tell)
     assert refused("fit") == "recompute is False"

@@ -207,7 +207,7 @@ def test_a_checkpoint_of_a_foreign_network(tmp_path: Path, tiny_denoiser: Any, a
 def test_a_checkpoint_of_a_fit(tmp_path: Path, tiny_denoiser: Any, tiny_data: Any, fit: Any, answers: Any) -> None:
     module = ConstrainedDiffusion(tiny_denoiser())
     fit(module, tiny_data(val_samples=0)).save_checkpoint(tmp_path / "fit.ckpt")
-    ema = Denoiser(module.ema, module.denoiser.noise_schedule, sample_shape=(1, 8, 8))
+    ema = Denoiser(module.networks.ema, module.denoiser.noise_schedule, sample_shape=(1, 8, 8))
     loaded = PretrainedDenoiser(str(tmp_path / "fit.ckpt"), network=tiny_denoiser(seed=1).network)
     assert torch.equal(answers(loaded), answers(ema))
     assert not torch.equal(answers(loaded), answers(tiny_denoiser()))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from constrained_diffusion.diffusion.rejection import (
     Rejection,
+    RejectionResult,
     attempt_seed,
     check_rejection,
     rejection_sample,
@@ -32,11 +33,11 @@ def feasible(samples: Tensor) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def found() -> Rejection:
+def found() -> RejectionResult:
     return rejection_sample(draw, feasible, range(3000))
 
 
-def test_accepted_samples_follow_the_truncated_normal(found: Rejection) -> None:
+def test_accepted_samples_follow_the_truncated_normal(found: RejectionResult) -> None:
     first, second = found.samples.double().T.numpy()
     assert found.accepted.all()
     assert first.max() <= THRESHOLD
@@ -45,7 +46,7 @@ def test_accepted_samples_follow_the_truncated_normal(found: Rejection) -> None:
     assert stats.kstest(draw(range(3000))[:, 0].numpy(), stats.truncnorm(-float("inf"), THRESHOLD).cdf).pvalue < 1e-9
 
 
-def test_draws_are_geometric(found: Rejection) -> None:
+def test_draws_are_geometric(found: RejectionResult) -> None:
     assert found.draws.shape == (3000,)
     counts = torch.bincount(found.draws.clamp(max=6), minlength=7)[1:].double().numpy()
     expected = 3000 * stats.geom(SHARE).pmf([1, 2, 3, 4, 5, 6])
@@ -53,11 +54,11 @@ def test_draws_are_geometric(found: Rejection) -> None:
     assert stats.chisquare(counts, expected).pvalue > 0.01
 
 
-def test_a_sample_depends_on_its_seed_alone(found: Rejection) -> None:
+def test_a_sample_depends_on_its_seed_alone(found: RejectionResult) -> None:
     order = torch.randperm(400, generator=torch.Generator().manual_seed(0))
     for parts in (order.split(400), order.split(7), order.split(1)):
         apart = [rejection_sample(draw, feasible, part.tolist()) for part in parts]
-        for name in Rejection._fields:
+        for name in RejectionResult._fields:
             together = torch.cat([getattr(each, name) for each in apart])
             assert torch.equal(together, getattr(found, name)[order]), name
 
@@ -132,10 +133,10 @@ class OfSteps(Constraint):
 
 
 def test_what_rejection_needs() -> None:
-    check_rejection([OfSamples(), OfSteps()], 1)
+    check_rejection([OfSamples(), OfSteps()])
     with pytest.raises(ValueError, match="the model has none; give `constraints`"):
-        check_rejection([], 10)
+        check_rejection([])
     with pytest.raises(ValueError, match="OfSteps judges steps of training"):
-        check_rejection([OfSteps()], 10)
-    with pytest.raises(ValueError, match="max_draws must be at least 1, got 0"):
-        check_rejection([OfSamples()], 0)
+        check_rejection([OfSteps()])
+    with pytest.raises(ValueError, match="max_draws must be at least 1, the draw that every seed has anyway; got 0"):
+        Rejection(0)

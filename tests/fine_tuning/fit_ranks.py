@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -21,8 +21,9 @@ from constrained_diffusion.denoisers import Denoiser
 from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
 from constrained_diffusion.diffusion.sampler import Sampler
 from constrained_diffusion.fine_tuning.divergence import KLFromPretrained
+from constrained_diffusion.fine_tuning.loss import PenaltyLoss
 from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
-from constrained_diffusion.fine_tuning.records import below_threshold
+from constrained_diffusion.fine_tuning.steering import Steering
 from constrained_diffusion.objectives import Constraint, StepRecord
 from constrained_diffusion.runtime.data import DiffusionDataModule, TensorRows
 from constrained_diffusion.runtime.sharding import whole
@@ -110,35 +111,45 @@ class Data(DiffusionDataModule):
         return TensorRows(images[:TRAIN]), TensorRows(images[TRAIN:])
 
 
-class Watched(ConstrainedDiffusion):
-    """Notes how many rows the constraints of this rank saw in each batch, and which seeds it drew."""
+class WatchedLoss(PenaltyLoss):
+    """Notes how many rows the constraints of this rank saw in each batch."""
 
-    def watch(self, every_other: bool) -> None:
-        self.every_other = every_other
-        self.own_rows: list[int] = []
-        self.seeds: dict[str, list[int]] = {"raw": [], "ema": []}
+    every_other = False
 
     def penalty(self, record: StepRecord, noise_error: Tensor) -> Any:
-        if self.every_other and self.batches_seen % 2 == 0:
-            record = below_threshold(record, torch.arange(0))
+        if not hasattr(self, "own_rows"):
+            self.own_rows: list[int] = []
+        if self.every_other and len(self.own_rows) % 2 == 1:
+            values = {field.name: getattr(record, field.name) for field in fields(record)}
+            record = replace(record, **{name: value[:0] for name, value in values.items() if value is not None})
         self.own_rows.append(len(record.timesteps))
         return super().penalty(record, noise_error)
 
-    def sample(self, seeds: Any, weights: Any = "ema", *how: Any) -> Tensor:
+
+class Watched(ConstrainedDiffusion):
+    """Notes which seeds this rank drew."""
+
+    loss_class = WatchedLoss
+
+    def watch(self, every_other: bool) -> None:
+        self.loss.every_other = every_other
+        self.seeds: dict[str, list[int]] = {"raw": [], "ema": []}
+
+    def sample(self, seeds: Any, weights: Any = "ema", **how: Any) -> Tensor:
         self.seeds[weights] += seeds
-        return super().sample(seeds, weights, *how)
+        return super().sample(seeds, weights, **how)
 
 
-class Steering(PenaltyScheduler):
+class Scheduler(PenaltyScheduler):
     """Notes what it decides on."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self.steered_by: list[list[float]] = []
 
-    def update(self, trainer: Trainer, module: Any, violations: Violations) -> None:
+    def update(self, trainer: Trainer, steering: Steering, violations: Violations) -> None:
         self.steered_by.append(violations.penalty.tolist())
-        super().update(trainer, module, violations)
+        super().update(trainer, steering, violations)
 
 
 class Watch(Callback):
@@ -149,7 +160,7 @@ class Watch(Callback):
         self.seen: dict[str, list[Any]] = {name: [] for name in names}
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        self.seen["coefficients"].append(pl_module.penalty_coefficient.tolist())
+        self.seen["coefficients"].append(pl_module.steering.penalty_coefficient.tolist())
         self.seen["train_rows"].append(batch.rows.tolist())
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -177,15 +188,15 @@ def fit(case: Case, ranks: int, folder: Path) -> dict[str, Any]:
         case.formulation, max_timestep=case.max_timestep, sampler=Sampler(steps=2), optimizer=case.optimizer,
     )  # fmt: skip
     module.watch(case.every_other)
-    module.multiplier.fill_(case.multiplier)
-    module.augmentation.fill_(case.augmentation)
+    module.steering.multiplier.fill_(case.multiplier)
+    module.steering.augmentation.fill_(case.augmentation)
     loading = {"batch_size": GLOBAL_BATCH // ranks, "eval_batch_size": 2, "val_samples": SEEDS}
     data: DiffusionDataModule = Data(**loading)
     if case.generated:
         sampler = Sampler(steps=2)
         data = GeneratedDataModule(TRAIN, HELD_OUT, sampler, cache_dir=str(folder / f"{ranks}"), **loading)
     watch = Watch()
-    steering = Steering(**{"growth_factor": 1.5, "every_n_steps": 2, "stop_below": 0.001, **case.scheduler})
+    steering = Scheduler(**{"growth_factor": 1.5, "every_n_steps": 2, "stop_below": 0.001, **case.scheduler})
     strategy: Any = "fully_sharded" if case.sharded else DDPStrategy(timeout=timedelta(minutes=4))
     trainer = Trainer(
         accelerator="cpu", devices=ranks, max_steps=STEPS, precision=case.precision, default_root_dir=folder,
@@ -198,9 +209,9 @@ def fit(case: Case, ranks: int, folder: Path) -> dict[str, Any]:
     return {
         "steps": trainer.global_step,
         "weights": {k: whole(v) for k, v in module.denoiser.network.state_dict().items()},
-        "ema": {k: whole(v) for k, v in module.ema.state_dict().items()},
+        "ema": {k: whole(v) for k, v in module.networks.ema.state_dict().items()},
         "steered_by": steering.steered_by,
-        "own_rows": module.own_rows,
+        "own_rows": module.loss.own_rows,
         "seeds": module.seeds,
         "data": data.data[0].clean,
         "metrics": {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")},

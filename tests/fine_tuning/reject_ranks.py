@@ -17,6 +17,7 @@ from constrained_diffusion.callbacks import Certificate, SampleWriter
 from constrained_diffusion.datamodules import SeedsDataModule
 from constrained_diffusion.denoisers import Denoiser
 from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
+from constrained_diffusion.diffusion.rejection import Rejection
 from constrained_diffusion.diffusion.sampler import Sampler
 from constrained_diffusion.evaluation import Evaluation
 from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
@@ -27,8 +28,8 @@ Tiny = runpy.run_path(str(Path(__file__).with_name("fit_ranks.py")))["Tiny"]
 SEEDS, LIMIT = 9, 0.5  # odd, so that the ranks' shares and their numbers of batches differ
 CASES: dict[str, dict[str, Any]] = {  # arguments of `predict`
     "certified": {},
-    "one seed fails": {"max_draws": 5},  # one of the first rank's needs 6 draws
-    "all fail": {"limit": -1.0, "max_draws": 2},
+    "one seed fails": {"rejection": Rejection(5)},  # one of the first rank's needs 6 draws
+    "all fail": {"limit": -1.0, "rejection": Rejection(2)},
     "few seeds": {"seeds": 1},
 }
 
@@ -73,7 +74,7 @@ def module(limit: float = LIMIT, **settings: Any) -> ConstrainedDiffusion:
     torch.manual_seed(0)
     schedule = NoiseSchedule(torch.cos(torch.linspace(0.02, 1.5, 100)) ** 2)
     denoiser = Denoiser(Tiny(), schedule, sample_shape=(1, 8, 8))
-    given = {"evaluation": TopBrightness(), "sampler": Sampler(steps=4), "reject_violations": True}
+    given = {"evaluation": TopBrightness(), "sampler": Sampler(steps=4), "rejection": Rejection()}
     return ConstrainedDiffusion(denoiser, BrightnessAtMost(limit), **{**given, **settings})
 
 

@@ -28,7 +28,8 @@ from constrained_diffusion.denoisers import Denoiser
 from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
 from constrained_diffusion.diffusion.sampler import Sampler
 from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
-from constrained_diffusion.runtime.sharding import FullySharded, local, shard, whole
+from constrained_diffusion.runtime.fully_sharded import FullySharded
+from constrained_diffusion.runtime.sharding import local, shard, whole
 
 PARTS = runpy.run_path(str(Path(__file__).with_name("fit_ranks.py")))
 GLOBAL_BATCH, STEPS, HALF = 8, 8, 4  # an epoch has 4 steps
@@ -80,7 +81,11 @@ class Held(Callback):
         self.numbers: dict[str, int] = {}
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        networks = {"trained": pl_module.denoiser.network, "ema": pl_module.ema, "pretrained": pl_module.pretrained}
+        networks = {
+            "trained": pl_module.denoiser.network,
+            "ema": pl_module.networks.ema,
+            "pretrained": pl_module.networks.pretrained,
+        }
         parts = {name: network.parameters() for name, network in networks.items()}
         parts["momentum"] = [state["momentum_buffer"] for state in trainer.optimizers[0].state.values()]
         self.numbers = {name: sum(part.numel() for part in local(tensors)) for name, tensors in parts.items()}
@@ -107,8 +112,8 @@ def fit(
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     return {
         "weights": {k: whole(v) for k, v in module.denoiser.network.state_dict().items()},
-        "ema": {k: whole(v) for k, v in module.ema.state_dict().items()},
-        "coefficient": module.penalty_coefficient,
+        "ema": {k: whole(v) for k, v in module.networks.ema.state_dict().items()},
+        "coefficient": module.steering.penalty_coefficient,
         "metrics": {k: v for k, v in trainer.callback_metrics.items() if k.startswith("val/")},
         "held": held.numbers,
     }

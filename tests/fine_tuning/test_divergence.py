@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal, kl_divergence
 
+from constrained_diffusion.batch import NoisyBatch
 from constrained_diffusion.callbacks import (
     AugmentedLagrangian,
     DualAscent,
@@ -72,7 +73,6 @@ class Guarded:
 
     def __init__(self, denoiser: Any, kappa: float, others: list[Constraint] | None = None) -> None:
         self.module = ConstrainedDiffusion(denoiser, [*(others or []), KLFromPretrained(kappa)], "penalty")
-        self.module.trainer = type("OneRank", (), {"world_size": 1})()  # type: ignore[assignment]
         generator = torch.Generator().manual_seed(1)
         self.own = torch.randn(6, 1, 8, 8, generator=generator, requires_grad=True)
         self.frozen = self.own.detach() + 0.3 * torch.randn(6, 1, 8, 8, generator=generator)
@@ -80,7 +80,7 @@ class Guarded:
 
     def measured(self) -> Any:
         step = StepRecord(self.own, self.own, torch.zeros(6, dtype=torch.long), self.own, self.own, self.frozen)
-        return self.module.penalty(step, torch.ones(6))
+        return self.module.loss.penalty(step, torch.ones(6))
 
 
 @pytest.mark.parametrize("kappa", [1e-2, 1.0])  # above and within
@@ -110,9 +110,8 @@ def test_with_lora_the_same_network_is_the_pretrained_one(tiny_denoiser: Any) ->
     denoiser, before = tiny_denoiser(), tiny_denoiser()
     module = ConstrainedDiffusion(denoiser, KLFromPretrained(0.1), lora=lora)
     noisy, steps = torch.randn(3, 1, 8, 8), torch.tensor([1, 50, 90])
-    frozen = module._frozen_prediction(noisy, steps, None)
-    assert frozen is not None
-    assert not module._frozen  # no second copy
+    frozen = module.networks.predict_frozen(NoisyBatch(noisy, noisy, noisy, noisy, steps, steps))
+    assert not module.networks._frozen  # no second copy
     torch.testing.assert_close(frozen.noise, before.predict(noisy, steps, None).noise)
     assert not torch.allclose(module.denoiser.predict(noisy, steps, None).noise, frozen.noise)
 
@@ -124,7 +123,7 @@ def fitted_kl(module: Any) -> float:
     noise = torch.randn(noisy.shape, generator=generator)
     noisy = module.denoiser.noise_schedule.add_noise(2 * noisy - 1, noise, steps)
     with torch.no_grad():
-        networks = (module.denoiser.network, module.pretrained)
+        networks = (module.denoiser.network, module.networks.pretrained)
         own, frozen = (module.denoiser.predict(noisy, steps, None, network=network).noise for network in networks)
     return kl(own, frozen).mean().item()
 

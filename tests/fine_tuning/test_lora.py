@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from constrained_diffusion.denoisers.loading import PretrainedDenoiser
 from constrained_diffusion.fine_tuning.lora import adapters_off, add_adapters, merge_adapters
+from constrained_diffusion.fine_tuning.loss import PenaltyLoss
 from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
 
 SETTINGS = {"r": 2, "target_modules": ["first", "last", "time"]}
@@ -85,7 +86,7 @@ def test_a_fit_with_adapters(
     assert not torch.allclose(module.sample([0, 1], "ema"), pretrained)
 
     trainer.test(module, datamodule=data, verbose=False)
-    assert module.results["before"]["n"] == 8
+    assert module.evaluator.results["before"]["n"] == 8
 
     trainer.save_checkpoint(tmp_path / "x.ckpt")
     resumed = ConstrainedDiffusion(tiny_denoiser(), too_bright(), "penalty", lora=SETTINGS, optimizer=ADAM)
@@ -94,7 +95,7 @@ def test_a_fit_with_adapters(
 
     module.export(tmp_path / "export")
     read = PretrainedDenoiser(str(tmp_path / "export"), network=tiny_denoiser().network)
-    torch.testing.assert_close(read.network(*inputs), module.ema(*inputs), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(read.network(*inputs), module.networks.ema(*inputs), rtol=1e-4, atol=1e-5)
 
 
 def test_the_frozen_model_of_an_anchored_fit_is_the_network_without_adapters(
@@ -103,17 +104,20 @@ def test_the_frozen_model_of_an_anchored_fit_is_the_network_without_adapters(
     """Adapters start at zero, so that the first step's loss on feasible rows is zero too."""
     seen: list[float] = []
 
-    class Watched(ConstrainedDiffusion):
+    class WatchedLoss(PenaltyLoss):
         def diffusion_loss(self, *args: Any, **kwargs: Any) -> Tensor:
             loss = super().diffusion_loss(*args, **kwargs)
             seen.append(float(loss.detach()))
             return loss
 
+    class Watched(ConstrainedDiffusion):
+        loss_class = WatchedLoss
+
     module = Watched(tiny_denoiser(), too_bright(), "anchored_algorithm1", lora=SETTINGS, optimizer=ADAM)
     fit(module, tiny_data())
     assert seen[0] == 0.0
     assert seen[-1] > 0.0
-    assert not module._frozen  # no second copy of the weights
+    assert not module.networks._frozen  # no second copy of the weights
 
 
 def test_layers_that_are_not_there(network: nn.Module) -> None:

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import nn
 
-from constrained_diffusion.batch import Batch
+from constrained_diffusion.batch import Batch, NoisyBatch
 from constrained_diffusion.callbacks import PenaltyScheduler
 from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
 from constrained_diffusion.objectives import Constraint
@@ -55,7 +55,7 @@ def bright_batch():
 
 def test_eq_14(module):
     m = module(formulation="penalty")
-    m.penalty_coefficient.fill_(3.0)
+    m.steering.penalty_coefficient.fill_(3.0)
     _, _, _, error, penalty, _ = by_hand(m, bright_batch())
     out = m.training_step(bright_batch(), 0)
     assert penalty > 0
@@ -66,14 +66,14 @@ def test_eq_14(module):
 def test_algorithm_1_value_is_the_noise_error_scaled(module):
     """With the ratio detached, the balanced term's value is C times the noise error, whatever the penalty is."""
     m = module(formulation="algorithm1")
-    m.penalty_coefficient.fill_(0.05)
+    m.steering.penalty_coefficient.fill_(0.05)
     _, _, _, error, _, _ = by_hand(m, bright_batch())
     torch.testing.assert_close(m.training_step(bright_batch(), 0)["loss"], 1.05 * error.mean())
 
 
 def test_algorithm_1_gradient_keeps_the_penalty(module):
     m = module(formulation="algorithm1")
-    m.penalty_coefficient.fill_(0.05)
+    m.steering.penalty_coefficient.fill_(0.05)
     weight = m.denoiser.network.last.weight
     _, _, _, error, _, _ = by_hand(m, bright_batch())
     (attached,) = torch.autograd.grad(error.mean() * 1.05, weight)
@@ -83,7 +83,7 @@ def test_algorithm_1_gradient_keeps_the_penalty(module):
 
 def test_anchored_starts_at_zero_on_feasible_rows_and_ignores_the_others(module):
     m = module(formulation="anchored_penalty")
-    m.penalty_coefficient.fill_(0.0)
+    m.steering.penalty_coefficient.fill_(0.0)
     dark = Batch(bright_batch().clean * 0.1)
     assert float(m.training_step(dark, 0)["loss"].detach()) == 0.0
     with torch.no_grad():
@@ -96,13 +96,13 @@ def test_anchored_starts_at_zero_on_feasible_rows_and_ignores_the_others(module)
 
 def test_conditioned_is_anchored_where_nothing_is_infeasible(module):
     m = module(formulation="conditioned_algorithm1")
-    m.penalty_coefficient.fill_(0.0)
+    m.steering.penalty_coefficient.fill_(0.0)
     samples = torch.rand(20, 1, 8, 8) * 0.2 - 1
-    m._bank = (samples, torch.ones(20))
+    m.loss.bank = (samples, torch.ones(20))
     with torch.no_grad():
         m.denoiser.network.last.bias += 0.5
     assert float(m.training_step(bright_batch(), 0)["loss"].detach()) == pytest.approx(0.25, rel=1e-4)
-    m._bank = (samples, torch.zeros(20))  # nothing feasible: nothing to hold to
+    m.loss.bank = (samples, torch.zeros(20))  # nothing feasible: nothing to hold to
     assert float(m.training_step(bright_batch(), 0)["loss"].detach()) == pytest.approx(0.0, abs=1e-6)
 
 
@@ -117,7 +117,7 @@ def test_conditioned_needs_the_training_set(tiny_denoiser, too_bright, tiny_data
 def test_released_at_or_below_tau(module):
     m = module(formulation="penalty")
     _, _, _, error, penalty, _ = by_hand(m, bright_batch())
-    m.stop_below.fill_(float(penalty.detach()) * 1.001)
+    m.steering.stop_below.fill_(float(penalty.detach()) * 1.001)
     torch.testing.assert_close(m.training_step(bright_batch(), 0)["loss"], error.mean())
 
 
@@ -127,7 +127,7 @@ def test_violation_rate_and_two_constraints(module, too_bright):
             return 0.2 - clean.flatten(1).mean(1)
 
     m = module(constraints=[too_bright(), Dark(tolerance=0.05)], formulation="penalty")
-    m.penalty_coefficient.copy_(torch.tensor([2.0, 5.0]))
+    m.steering.penalty_coefficient.copy_(torch.tensor([2.0, 5.0]))
     logged = {}
     m.log_dict = lambda values, **kwargs: logged.update(values)
     m.log = lambda *args, **kwargs: None
@@ -142,34 +142,36 @@ def test_one_trained_pass_and_one_frozen(module):
     m = module()
     calls = []
     m.denoiser.network.register_forward_hook(lambda *_: calls.append(("trained", torch.is_grad_enabled())))
-    m.pretrained.register_forward_hook(lambda *_: calls.append(("frozen", torch.is_grad_enabled())))
+    m.networks.pretrained.register_forward_hook(lambda *_: calls.append(("frozen", torch.is_grad_enabled())))
     m.training_step(bright_batch(), 0)
     assert calls == [("frozen", False), ("trained", True)]
     calls.clear()
-    m.formulation = type(m.formulation)(balanced=True, anchored=False)
+    m.loss.formulation = type(m.loss.formulation)(balanced=True, anchored=False)
     m.training_step(bright_batch(), 0)
     assert calls == [("trained", True)]
 
 
 def test_the_frozen_copy_is_nowhere(module, fit, tiny_data, tmp_path, tiny_denoiser):
     m = module()
-    original = copy.deepcopy(m.pretrained.state_dict())
+    original = copy.deepcopy(m.networks.pretrained.state_dict())
     trainer = fit(m, tiny_data(), callbacks=[PenaltyScheduler()])
-    frozen = {id(p) for p in m.pretrained.parameters()}
+    frozen = {id(p) for p in m.networks.pretrained.parameters()}
     assert not frozen & {id(p) for p in m.parameters()}
     assert not frozen & {id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]}
     trainer.save_checkpoint(tmp_path / "x.ckpt")
     saved = torch.load(tmp_path / "x.ckpt", weights_only=True)["state_dict"]
     networks = {key.split(".")[0] for key in saved}
-    assert networks == {"denoiser", "ema", "penalty_coefficient", "stop_below", "multiplier", "augmentation"}
-    for key, value in m.pretrained.state_dict().items():
+    assert networks == {"networks", "loss"}
+    parts = {".".join(key.split(".")[:2]) for key in saved}
+    assert parts == {"networks.denoiser", "networks.ema", "loss.steering"}
+    for key, value in m.networks.pretrained.state_dict().items():
         assert torch.equal(value, original[key])
-    assert not torch.equal(m.denoiser.network.last.weight, m.pretrained.last.weight)
+    assert not torch.equal(m.denoiser.network.last.weight, m.networks.pretrained.last.weight)
 
 
 def test_ema(tiny_denoiser, fit, tiny_data):
     m = ConstrainedDiffusion(tiny_denoiser(), ema_decay=0.9, optimizer=SGD)
-    expected = m.ema.last.weight.clone()
+    expected = m.networks.ema.last.weight.clone()
     seen = []
 
     class Watch(PenaltyScheduler):
@@ -185,7 +187,7 @@ def test_ema(tiny_denoiser, fit, tiny_data):
     fit(m, tiny_data(), callbacks=[Watch()])
     for weight in seen:
         expected = 0.9 * expected + 0.1 * weight
-    torch.testing.assert_close(m.ema.last.weight, expected)
+    torch.testing.assert_close(m.networks.ema.last.weight, expected)
 
 
 def test_pretraining_learns(tiny_denoiser, fit, tiny_data):
@@ -222,9 +224,9 @@ def test_a_constraint_without_gradient_is_refused(tiny_denoiser, fit, tiny_data,
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"max_timestep": 101}, r"T_phi\) must lie in 1 .. 100"),
+        ({"max_timestep": 101}, r"T_phi\) must be in 1 .. 100"),
         ({"formulation": "algoritm1"}, "formulation must be one of penalty, algorithm1"),
-        ({"ema_decay": 1.0}, "ema_decay must lie in"),
+        ({"ema_decay": 1.0}, "ema_decay must be in"),
     ],
 )
 def test_bad_settings(tiny_denoiser, too_bright, settings, message):
@@ -283,5 +285,6 @@ def test_lora_trains_adapters_alone_and_frozen_means_switched_off(tiny_denoiser,
     assert trained
     assert all("lora" in name for name in trained)
     fit(m, tiny_data(), callbacks=[PenaltyScheduler()])
-    torch.testing.assert_close(m._frozen_prediction(x, t, None).output, expected)
+    step = NoisyBatch(x, x, x, x, t, t)
+    torch.testing.assert_close(m.networks.predict_frozen(step).output, expected)
     assert not torch.allclose(m.denoiser.network(x, t), expected)

@@ -14,7 +14,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import ModelParallelStrategy
 from safetensors.torch import load_file
 
-from constrained_diffusion.runtime.sharding import FullySharded
+from constrained_diffusion.runtime.fully_sharded import FullySharded
 
 PROGRAM = Path(__file__).with_name("shard_ranks.py")
 SHARED = runpy.run_path(str(PROGRAM))
@@ -83,13 +83,13 @@ def test_a_fit_without_a_step_left_exports_all_the_same(story: Story) -> None:
     weights = load_file(file)
     assert weights
     for key, value in weights.items():
-        assert torch.equal(value, checkpoint["state_dict"][f"ema.{key}"])
+        assert torch.equal(value, checkpoint["state_dict"][f"networks.ema.{key}"])
 
 
 def test_a_module_that_is_shared_out_is_not_tested(story: Story, tmp_path: Path) -> None:
     module, data = SHARED["make"](), SHARED["PARTS"]["Data"](test_samples=5)
     trainer = SHARED["trainer_for"](tmp_path, 1, 0)
-    module._meta_copy = (module.ema,)
+    module.networks._meta_copy = (module.networks.ema,)
     with pytest.raises(ValueError, match="shared out over ranks, since its fit: make the module anew"):
         trainer.test(module, datamodule=data, verbose=False)
 
@@ -102,8 +102,8 @@ def test_one_process_goes_on_with_it_and_tests_it(story: Story, tmp_path: Path) 
     module, data = SHARED["make"](), SHARED["PARTS"]["Data"](test_samples=5)
     trainer = SHARED["trainer_for"](tmp_path, 1, 0)
     trainer.test(module, datamodule=data, ckpt_path=last, verbose=False, weights_only=True)
-    assert module.results["after"]["n"] == 5
-    torch.testing.assert_close(dict(module.ema.state_dict()), story.alone["whole"]["ema"], **TOLERANCE)
+    assert module.evaluator.results["after"]["n"] == 5
+    torch.testing.assert_close(dict(module.networks.ema.state_dict()), story.alone["whole"]["ema"], **TOLERANCE)
 
 
 def test_the_export_is_of_the_ema(story: Story) -> None:
@@ -151,8 +151,8 @@ def test_lightning_s_own_strategy_is_refused(tmp_path: Path) -> None:
 
 def test_the_ema_is_not_drawn_from_by_one_rank_alone() -> None:
     module = SHARED["make"]()
-    assert module.averaged is module.ema
-    module._meta_copy = (module.ema,)
+    assert module.networks.averaged is module.networks.ema
+    module.networks._meta_copy = (module.networks.ema,)
     with pytest.raises(RuntimeError, match="shared out over ranks"):
         module.sample([0])
 
@@ -171,4 +171,5 @@ def test_on_a_gpu(tmp_path: Path, precision: str) -> None:
             torch.distributed.destroy_process_group()
     for name in ("weights", "ema"):
         close = {"rtol": 0, "atol": 1e-5 if precision == "32-true" else 2**-8}
-        torch.testing.assert_close(found[name], expected[name], **close)
+        on_host = [{key: value.cpu() for key, value in one[name].items()} for one in (found, expected)]
+        torch.testing.assert_close(*on_host, **close)

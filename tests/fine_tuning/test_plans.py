@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from constrained_diffusion.batch import Batch
+from constrained_diffusion.batch import NoisyBatch
 from constrained_diffusion.datamodules.generated import GeneratedDataModule
 from constrained_diffusion.denoisers import PretrainedDenoiser
 from constrained_diffusion.denoisers.adapter import Denoiser
@@ -21,7 +21,9 @@ from constrained_diffusion.domains.mazes import HeldEnds
 from constrained_diffusion.domains.mazes.forbidden_zones import ForbiddenZones
 from constrained_diffusion.domains.mazes.planners import TransformerPlanner
 from constrained_diffusion.domains.mazes.plans import points
+from constrained_diffusion.fine_tuning.loss import MinSNR
 from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
+from constrained_diffusion.fine_tuning.noising import PerToken
 from constrained_diffusion.runtime.data import DiffusionDataModule, TensorRows
 
 START, GOAL = [-2.5, 2.5], [2.5, -2.5]
@@ -78,20 +80,21 @@ def test_units_come_from_the_data_and_travel_with_the_model(fit: Any, tmp_path: 
 
 def test_a_share_of_the_rows_is_noised_by_token(fit: Any) -> None:
     Seen.calls[0].clear()
-    fit(module(planner(Seen), token_noise=0.5, snr_gamma=100.0, snr_floor=1.0), data(), max_epochs=1)
+    fit(module(planner(Seen), noise_levels=PerToken(0.5), loss_weight=MinSNR(100.0, 1.0)), data(), max_epochs=1)
     levels = torch.cat([timesteps for _, timesteps in Seen.calls[0]])
     assert levels.shape == (32, 6)
     assert levels[:, 1:-1].diff(dim=1).any(1).sum() == 8  # a quarter by token, a quarter with ends that may be clean
 
 
 def test_errors_are_weighted_by_the_level_of_their_own_token() -> None:
-    model = module(planner(), snr_gamma=100.0, snr_floor=1.0)
+    model = module(planner(), loss_weight=MinSNR(100.0, 1.0))
     clean, noise = torch.randn(3, 6, 4, 2), torch.randn(3, 6, 4, 2)
     levels = torch.randint(1000, (3, 6))
     schedule = model.denoiser.noise_schedule
     noisy = schedule.add_noise(clean, noise, levels)
     prediction = model.denoiser.predict(noisy, levels)
-    found = model.diffusion_loss(Batch(clean), noisy, prediction, None, noise, levels)
+    step = NoisyBatch(clean, clean, noise, noisy, levels, levels.amax(1))
+    found = model.loss.diffusion_loss(step, prediction, None)
     expected = 0.0
     error = (prediction.output - clean).detach().square()
     for row in range(3):
@@ -129,7 +132,7 @@ def test_a_guides_samples_are_cached_apart(fit: Any, tmp_path: Path) -> None:
 
 
 def test_a_share_is_a_share() -> None:
-    with pytest.raises(ValueError, match=r"token_noise is a share in \[0, 1\], and 0 for"):
-        module(planner(), token_noise=1.5)
-    with pytest.raises(ValueError, match="0 for 'conditioned_algorithm1'; got 0.5"):
-        module(planner(), token_noise=0.5, formulation="conditioned_algorithm1")
+    with pytest.raises(ValueError, match=r"noise_levels.share is a share of the rows, in \[0, 1\]; got 1.5"):
+        PerToken(1.5)
+    with pytest.raises(ValueError, match="noise_levels cannot differ within a sample in 'conditioned_algorithm1'"):
+        module(planner(), noise_levels=PerToken(0.5), formulation="conditioned_algorithm1")

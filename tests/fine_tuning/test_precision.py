@@ -134,11 +134,11 @@ def test_constraints_and_their_coefficients_are_never_in_half_precision(run: Any
     exact = torch.float64 if precision == "64-true" else torch.float32
     network = next(module.denoiser.network.parameters()).dtype
     assert network == {"bf16-true": torch.bfloat16, "16-true": torch.float16}.get(precision, exact)
-    assert module.constraints[0].seen == {exact}
+    assert module.steering.constraints[0].seen == {exact}
     assert {step[name].dtype for step in watch.steps for name in ("penalty", "slack")} == {exact}
     assert {getattr(module, name).dtype for name in STEERING} == {exact}
     assert module.denoiser.noise_schedule.alphas_cumprod.dtype == exact
-    assert float(module.penalty_coefficient) == pytest.approx(0.3 * 1.5**3, rel=1e-6)  # bfloat16 has 1.016
+    assert float(module.steering.penalty_coefficient) == pytest.approx(0.3 * 1.5**3, rel=1e-6)  # bfloat16 has 1.016
 
 
 def test_the_smallest_noise_survives_half_precision(tiny_denoiser: Any) -> None:
@@ -166,9 +166,9 @@ class Overflow(Callback):
             pl_module.denoiser.network.get_parameter("last.bias").grad.fill_(float("inf"))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.weights.append((flat(pl_module.denoiser.network), flat(pl_module.ema)))
+        self.weights.append((flat(pl_module.denoiser.network), flat(pl_module.networks.ema)))
         steering = next(c for c in trainer.callbacks if isinstance(c, PenaltyScheduler | DualAscent))  # type: ignore[attr-defined]
-        self.seen.append((float(pl_module.penalty_coefficient), getattr(steering, "iteration", -1)))
+        self.seen.append((float(pl_module.steering.penalty_coefficient), getattr(steering, "iteration", -1)))
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -208,7 +208,7 @@ def test_the_scaler_finds_its_scale(tiny_denoiser: Any, tiny_data: Any, fit: Any
     skipped = 24 - torch.tensor(precision.scaler.get_scale()).log2()
     assert 2 <= skipped <= 14
     assert bool(torch.isfinite(flat(module.denoiser.network)).all())
-    assert 0 < float(module.multiplier) < 1
+    assert 0 < float(module.steering.multiplier) < 1
 
 
 def test_a_network_that_overflows_in_float16_has_diverged(tiny_denoiser: Any, tiny_data: Any, fit: Any) -> None:
@@ -240,7 +240,7 @@ def test_the_average_reaches_weights_that_moved_a_little(tiny_denoiser: Any, dty
         for parameter in module.denoiser.network.parameters():
             parameter.mul_(1.03)
     for _ in range(500):
-        module.update_ema()
-    for average, trained in zip(module.ema.parameters(), module.denoiser.network.parameters(), strict=True):
+        module.networks.update_ema()
+    for average, trained in zip(module.networks.ema.parameters(), module.denoiser.network.parameters(), strict=True):
         assert average.dtype == torch.float32
         torch.testing.assert_close(average, trained.float(), rtol=1e-4, atol=1e-6)

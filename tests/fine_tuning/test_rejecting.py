@@ -1,4 +1,4 @@
-"""`predict` with `reject_violations`: against plain predictions, on one rank and on two."""
+"""`predict` with `rejection`: against plain predictions, on one rank and on two."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from constrained_diffusion.callbacks import Certificate
-from constrained_diffusion.diffusion.rejection import InfeasibleError, Rejection, attempt_seed
+from constrained_diffusion.diffusion.rejection import InfeasibleError, Rejection, RejectionResult, attempt_seed
 from constrained_diffusion.objectives import Constraint, StepRecord
 
 PROGRAM = Path(__file__).with_name("reject_ranks.py")
@@ -64,13 +64,13 @@ def test_the_certificate_counts_what_lies_there(alone: Path) -> None:
     assert certificate["judge"]["violations"] == int((samples[:, :, :4].flatten(1).mean(1) > 0.5).sum()) > 0
     assert certificate["judge"]["by"] == "TopBrightness"
     assert certificate["constraints"] == [{"name": "BrightnessAtMost", "tolerance": 0.0}]
-    assert certificate["weights_sha256"] == module().weights_sha256()["after"]
+    assert certificate["weights_sha256"] == module().networks.weights_sha256()["after"]
     assert len(list((alone / "samples").glob("seed-00000[0-8].png"))) == SEEDS
 
 
 def test_where_nothing_is_rejected_the_samples_are_the_plain_ones(tmp_path: Path) -> None:
-    rejected, plain = predict(tmp_path / "a", limit=2.0), predict(tmp_path / "b", reject_violations=False)
-    assert all(isinstance(batch, Rejection) for batch in rejected)
+    rejected, plain = predict(tmp_path / "a", limit=2.0), predict(tmp_path / "b", rejection=None)
+    assert all(isinstance(batch, RejectionResult) for batch in rejected)
     assert all(torch.equal(a.samples, b) for a, b in zip(rejected, plain, strict=True))
     assert certificate_of(tmp_path / "a")["draws"] == SEEDS
     assert not (tmp_path / "b" / "samples" / "certificate.json").exists()
@@ -109,14 +109,14 @@ def test_ranks_fail_together_and_write_nothing(alone: Path, two: Any, case: str)
 
 def test_fewer_seeds_than_ranks_are_refused_by_all(two: Any) -> None:
     for rank in two[1]:
-        assert rank["few seeds"].startswith("ValueError: reject_violations expects at least one sample per rank, got")
+        assert rank["few seeds"].startswith("ValueError: rejection expects at least one sample per rank, got")
 
 
 def test_an_infeasible_model_ends_at_once_and_leaves_earlier_samples(tmp_path: Path) -> None:
     predict(tmp_path, seeds=3)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(InfeasibleError, match=r"max_draws=4 draws of seed 0, 1 \(0 feasible among 8 drawn so far\)"):
-        predict(tmp_path, limit=-1.0, max_draws=4)  # of five batches the first
+        predict(tmp_path, limit=-1.0, rejection=Rejection(4))  # of five batches the first
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
@@ -135,7 +135,7 @@ def test_one_certificate_for_a_module_that_is_predicted_twice(tiny_data: Any, fi
         trainer.predict(model, datamodule=data)
     assert [callback for callback in trainer.callbacks if isinstance(callback, Certificate)] == [certificate]
     assert certificate.certificate["n"] == certificate.certificate["judge"]["n"] == 3  # and not validation's too
-    model.reject_violations = False
+    model.rejection = None
     trainer.predict(model, datamodule=data)
     assert certificate.certificate == {}
     assert {path.name for path in tmp_path.glob("samples/*")} == {"certificate.json", "certificate-1.json"}

@@ -8,7 +8,8 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from constrained_diffusion.callbacks.controllers.base import ConstraintCallback, PenalisedModule, Violations
+from constrained_diffusion.callbacks.controllers.base import ConstraintCallback, Violations
+from constrained_diffusion.fine_tuning.steering import Steering
 
 
 class AugmentedLagrangian(ConstraintCallback):
@@ -52,20 +53,20 @@ class AugmentedLagrangian(ConstraintCallback):
         self.before: Tensor | None = None  #: the positive part of S at the last update of the multipliers
         self.cap = ("coefficient", max_coefficient)
 
-    def start(self, trainer: Trainer, module: PenalisedModule) -> None:
-        module.penalty_coefficient.zero_()
+    def start(self, trainer: Trainer, steering: Steering) -> None:
+        steering.penalty_coefficient.zero_()
         if not self.steps:  # a resumed fit finds them in the checkpoint
-            module.multiplier.zero_()
-            module.augmentation.fill_(self.initial)
+            steering.multiplier.zero_()
+            steering.augmentation.fill_(self.initial)
 
-    def satisfied(self, module: PenalisedModule, violations: Violations) -> Tensor:
+    def satisfied(self, steering: Steering, violations: Violations) -> Tensor:
         return violations.slack <= self.slack_tolerance
 
-    def update(self, trainer: Trainer, module: PenalisedModule, violations: Violations) -> None:
+    def update(self, trainer: Trainer, steering: Steering, violations: Violations) -> None:
         if self.steps % self.every_n_steps:
             return
-        slack, c = violations.slack, module.augmentation
-        module.multiplier.copy_(torch.relu(module.multiplier + c * slack))
+        slack, c = violations.slack, steering.augmentation
+        steering.multiplier.copy_(torch.relu(steering.multiplier + c * slack))
         excess = torch.relu(slack)
         if self.before is not None:
             stuck = (excess > self.slack_tolerance) & (excess > self.progress * self.before.to(excess))

@@ -10,6 +10,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from constrained_diffusion.fine_tuning.steering import Steering
+
 
 class Violations(NamedTuple):
     """How one optimiser step stands with the constraints, over all ranks and accumulated micro-batches."""
@@ -18,20 +20,15 @@ class Violations(NamedTuple):
     slack: Tensor  #: S `(K,)`, mean of what the multipliers act on; above 0 where the constraint does not hold
 
 
-class PenalisedModule(Protocol):
+class SteeredModule(Protocol):
     """What a constraint callback needs of a module; `ConstrainedDiffusion` offers it.
 
     `training_step` must return a dict with `penalty` P `(K,)`, `slack` S `(K,)`, both averaged over all ranks, and
     `penalty_rows`, how many rows of all ranks they are averages of; detached. A module may tell, by `step_skipped`,
-    that the optimiser step just over was none (float16 gradients overflowed, and `GradScaler` left it out), and by
-    `in_expectation`, a list of bool, which constraints limit a mean, so that their P is relu(S)^2.
+    that the optimiser step just over was none (float16 gradients overflowed, and `GradScaler` left it out).
     """
 
-    constraint_names: list[str]
-    penalty_coefficient: Tensor  #: buffer `(K,)`, C, multiplies the penalty of the next step
-    stop_below: Tensor  #: buffer `(K,)`, tau: the penalty is released in a step whose P is not above it
-    multiplier: Tensor  #: buffer `(K,)`, lambda, multiplies the slack of the next step
-    augmentation: Tensor  #: buffer `(K,)`, the coefficient of the augmented Lagrangian's square
+    steering: Steering  #: what the callback writes, and the next step is multiplied by
 
 
 class ConstraintCallback(Callback, ABC):
@@ -67,31 +64,32 @@ class ConstraintCallback(Callback, ABC):
         self._sums: list[Tensor] = []
 
     @abstractmethod
-    def update(self, trainer: Trainer, module: PenalisedModule, violations: Violations) -> None:
+    def update(self, trainer: Trainer, steering: Steering, violations: Violations) -> None:
         """React to one optimiser step.
 
-        Write `module.penalty_coefficient` or `module.multiplier` in place; set `trainer.should_stop` to end the fit.
+        Write `steering.penalty_coefficient` or `steering.multiplier` in place; `trainer.should_stop` ends the fit.
         """
 
-    def skip(self, trainer: Trainer, module: PenalisedModule) -> None:
+    def skip(self, trainer: Trainer, steering: Steering) -> None:
         """React to an optimiser step that was left out, after which the weights are what they were: by default not."""
 
-    def satisfied(self, module: PenalisedModule, violations: Violations) -> Tensor:
+    def satisfied(self, steering: Steering, violations: Violations) -> Tensor:
         """Return which constraints hold, `(K,)` of bool: by default those with P <= tau."""
-        return violations.penalty <= module.stop_below
+        return violations.penalty <= steering.stop_below
 
-    def start(self, trainer: Trainer, module: PenalisedModule) -> None:
+    def start(self, trainer: Trainer, steering: Steering) -> None:
         """Write the coefficients before the first step; after a resume too."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not len(getattr(pl_module, "constraint_names", [])):
+        steering = getattr(pl_module, "steering", None)
+        if steering is None or not steering.names:
             raise ValueError(
                 f"{type(self).__name__} steers the penalties of a module with constraints, but the model has none; add "
                 "`constraints` to the model, or take the callback out."
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        self.start(trainer, pl_module)
+        self.start(trainer, pl_module.steering)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         values, rows = torch.stack([outputs["penalty"], outputs["slack"]]), outputs["penalty_rows"]
@@ -103,13 +101,13 @@ class ConstraintCallback(Callback, ABC):
             self._sums.clear()
             self.steps = trainer.global_step
             if getattr(pl_module, "step_skipped", False):
-                self.skip(trainer, pl_module)
+                self.skip(trainer, pl_module.steering)
                 return
             self._smoothed = self._smooth(total).view_as(values)
-            for k, of_mean in enumerate(getattr(pl_module, "in_expectation", [])):
+            for k, of_mean in enumerate(pl_module.steering.in_expectation):
                 if of_mean:  # P of the mean, not the mean of what P was in each step
                     self._smoothed[0, k] = self._smoothed[1, k].clamp(min=0).square()
-            self.update(trainer, pl_module, Violations(*self._smoothed.unbind()))
+            self.update(trainer, pl_module.steering, Violations(*self._smoothed.unbind()))
 
     def _smooth(self, total: Tensor) -> Tensor:
         """Return P and S, steered by, from the sums and the count of one step, `(2 K + 1,)`."""
@@ -124,15 +122,16 @@ class ConstraintCallback(Callback, ABC):
         if self._smoothed is None:
             return
         violations = Violations(*self._smoothed.unbind())
-        names, holds = pl_module.constraint_names, self.satisfied(pl_module, violations).tolist()
-        holds = [held or not counts for held, counts in zip(holds, pl_module.counted, strict=True)]
+        steering: Steering = pl_module.steering
+        names, holds = steering.names, self.satisfied(steering, violations).tolist()
+        holds = [held or not verdict for held, verdict in zip(holds, steering.has_verdict, strict=True)]
         self.violated = [name for name, held in zip(names, holds, strict=True) if not held]
         for k, name in enumerate(names):
             if not holds[k]:
                 measured = f"P = {violations.penalty[k]:.3g}, mean g - delta = {violations.slack[k]:.3g}"
                 rank_zero_info(
                     f"{type(self).__name__}: infeasible on the training rows, '{name}' still does not hold after "
-                    f"{self.steps} steps ({measured}{_unjudged(pl_module, k)}); {self._advice(k)}."
+                    f"{self.steps} steps ({measured}{_unjudged(steering, k)}); {self._advice(k)}."
                 )
 
     def _advice(self, constraint: int) -> str:
@@ -149,8 +148,7 @@ class ConstraintCallback(Callback, ABC):
         self._recent = state_dict.get("recent", [])
 
 
-def _unjudged(module: Any, constraint: int) -> str:
+def _unjudged(steering: Steering, constraint: int) -> str:
     """Return a remark where a constraint is aimed at beyond its verdict: samples may be feasible all the same."""
-    constraints = getattr(module, "constraints", ())
-    margin = constraints[constraint].margin if len(constraints) else 0.0
+    margin: float = steering.constraints[constraint].margin  # type: ignore[assignment]
     return f", g with its margin of {margin:.2g}, which samples are not judged by" if margin else ""

@@ -14,7 +14,8 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
-from constrained_diffusion.callbacks.controllers.base import ConstraintCallback, PenalisedModule, Violations
+from constrained_diffusion.callbacks.controllers.base import ConstraintCallback, Violations
+from constrained_diffusion.fine_tuning.steering import Steering
 
 
 class DualAscent(ConstraintCallback):
@@ -52,25 +53,25 @@ class DualAscent(ConstraintCallback):
         self.optimizer: Optimizer | None = None
         self._loaded: dict[str, Any] | None = None
 
-    def start(self, trainer: Trainer, module: PenalisedModule) -> None:
-        module.penalty_coefficient.zero_()
+    def start(self, trainer: Trainer, steering: Steering) -> None:
+        steering.penalty_coefficient.zero_()
         if not self.steps:  # a resumed fit finds its multipliers in the checkpoint
-            module.multiplier.fill_(self.initial)
-        self.optimizer = self.factory([module.multiplier])
+            steering.multiplier.fill_(self.initial)
+        self.optimizer = self.factory([steering.multiplier])
         if self._loaded is not None:
             groups = self.optimizer.state_dict()["param_groups"]
             self.optimizer.load_state_dict({"state": self._loaded, "param_groups": groups})
 
-    def satisfied(self, module: PenalisedModule, violations: Violations) -> Tensor:
+    def satisfied(self, steering: Steering, violations: Violations) -> Tensor:
         return violations.slack <= self.slack_tolerance
 
-    def update(self, trainer: Trainer, module: PenalisedModule, violations: Violations) -> None:
+    def update(self, trainer: Trainer, steering: Steering, violations: Violations) -> None:
         assert self.optimizer is not None
-        module.multiplier.grad = -violations.slack.to(module.multiplier)  # torch's optimisers descend
+        steering.multiplier.grad = -violations.slack.to(steering.multiplier)  # torch's optimisers descend
         self.optimizer.step()
-        module.multiplier.grad = None
-        module.multiplier.clamp_(min=0, max=self.max_multiplier)
-        self.capped = module.multiplier >= self.max_multiplier
+        steering.multiplier.grad = None
+        steering.multiplier.clamp_(min=0, max=self.max_multiplier)
+        self.capped = steering.multiplier >= self.max_multiplier
 
     def state_dict(self) -> dict[str, Any]:
         # Without the settings, which the config has: cooper's are of a class that `weights_only` does not read.

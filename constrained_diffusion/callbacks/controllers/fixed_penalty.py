@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from lightning.pytorch import Trainer
 
-from constrained_diffusion.callbacks.controllers.base import ConstraintCallback, PenalisedModule, Violations
+from constrained_diffusion.callbacks.controllers.base import ConstraintCallback, Violations
+from constrained_diffusion.fine_tuning.steering import Steering
 
 
 class FixedPenalty(ConstraintCallback):
@@ -27,11 +28,11 @@ class FixedPenalty(ConstraintCallback):
             raise ValueError(f"expected coefficient and stop_below >= 0, got {coefficient} and {stop_below}.")
         self.coefficient, self.stop_below = coefficient, stop_below
 
-    def start(self, trainer: Trainer, module: PenalisedModule) -> None:
-        module.penalty_coefficient.fill_(self.coefficient)
-        module.stop_below.fill_(self.stop_below)
+    def start(self, trainer: Trainer, steering: Steering) -> None:
+        steering.penalty_coefficient.fill_(self.coefficient)
+        steering.stop_below.fill_(self.stop_below)
 
-    def update(self, trainer: Trainer, module: PenalisedModule, violations: Violations) -> None:
+    def update(self, trainer: Trainer, steering: Steering, violations: Violations) -> None:
         pass
 
 
@@ -69,14 +70,14 @@ class FeasibilityGrowth(ConstraintCallback):
         self.max_coefficient, self.stop_below = max_coefficient, stop_below
         self.cap = ("coefficient", max_coefficient)
 
-    def start(self, trainer: Trainer, module: PenalisedModule) -> None:
-        module.stop_below.fill_(self.stop_below)
+    def start(self, trainer: Trainer, steering: Steering) -> None:
+        steering.stop_below.fill_(self.stop_below)
         if not self.steps:  # a resumed fit finds its coefficients in the checkpoint
-            module.penalty_coefficient.fill_(self.initial)
+            steering.penalty_coefficient.fill_(self.initial)
 
-    def update(self, trainer: Trainer, module: PenalisedModule, violations: Violations) -> None:
+    def update(self, trainer: Trainer, steering: Steering, violations: Violations) -> None:
         if self.steps % self.every_n_steps == 0:
-            grown = (module.penalty_coefficient * self.growth_factor).clamp(max=self.max_coefficient)
-            held = self.satisfied(module, violations)
-            module.penalty_coefficient.copy_(torch.where(held, module.penalty_coefficient, grown))
-        self.capped = module.penalty_coefficient >= self.max_coefficient
+            grown = (steering.penalty_coefficient * self.growth_factor).clamp(max=self.max_coefficient)
+            held = self.satisfied(steering, violations)
+            steering.penalty_coefficient.copy_(torch.where(held, steering.penalty_coefficient, grown))
+        self.capped = steering.penalty_coefficient >= self.max_coefficient

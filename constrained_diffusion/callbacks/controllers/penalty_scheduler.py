@@ -6,9 +6,10 @@ from typing import Any, Literal
 
 from lightning.pytorch import Trainer
 
-from constrained_diffusion.callbacks.controllers.base import ConstraintCallback, PenalisedModule, Violations
+from constrained_diffusion.callbacks.controllers.base import ConstraintCallback, Violations
 from constrained_diffusion.callbacks.controllers.delayed_flag import DelayedFlag
 from constrained_diffusion.fine_tuning.penalty import geometric_growth
+from constrained_diffusion.fine_tuning.steering import Steering
 
 
 class PenaltyScheduler(ConstraintCallback):
@@ -70,20 +71,20 @@ class PenaltyScheduler(ConstraintCallback):
         self.stopped = False  #: whether it has ended the fit, in the checkpoint
         self._satisfied = DelayedFlag()  # whether the last step had P <= tau for all constraints; in the checkpoint
 
-    def start(self, trainer: Trainer, module: PenalisedModule) -> None:
+    def start(self, trainer: Trainer, steering: Steering) -> None:
         if self.scope == "batch":
             self._sampler(trainer)  # say at once if it cannot work
-        if isinstance(self.initial, list) and len(self.initial) != len(module.penalty_coefficient):
+        if isinstance(self.initial, list) and len(self.initial) != len(steering.penalty_coefficient):
             raise ValueError(
                 f"PenaltyScheduler expects as many initial coefficients as the model has constraints, "
-                f"{len(module.penalty_coefficient)}, got {len(self.initial)}; give one number for all, or one for each."
+                f"{len(steering.names)}, got {len(self.initial)}; give one number for all, or one for each."
             )
-        module.stop_below.fill_(self.stop_below)
-        self._write(module)
+        steering.stop_below.fill_(self.stop_below)
+        self._write(steering)
         if self.stopped and self.when_satisfied == "stop":  # resumed from its last checkpoint
             trainer.should_stop = True
 
-    def update(self, trainer: Trainer, module: PenalisedModule, violations: Violations) -> None:
+    def update(self, trainer: Trainer, steering: Steering, violations: Violations) -> None:
         satisfied = (violations.penalty <= self.stop_below).all()
         self.iteration += 1
         if self.scope == "batch":
@@ -91,12 +92,12 @@ class PenaltyScheduler(ConstraintCallback):
         elif self.when_satisfied == "stop":
             self._stop(trainer, self._satisfied.get())  # of the step before
             self._satisfied.set(satisfied)
-        self._write(module)
+        self._write(steering)
 
-    def skip(self, trainer: Trainer, module: PenalisedModule) -> None:
+    def skip(self, trainer: Trainer, steering: Steering) -> None:
         if self.scope == "batch":  # the next batch comes: its inner loop begins anew
             self.iteration = 0
-            self._write(module)
+            self._write(steering)
 
     def _end_of_inner_step(self, trainer: Trainer, satisfied: bool) -> None:
         if satisfied or self.iteration >= self.max_iterations:
@@ -109,9 +110,11 @@ class PenaltyScheduler(ConstraintCallback):
         if now:
             self.stopped = trainer.should_stop = True
 
-    def _write(self, module: PenalisedModule) -> None:
+    def _write(self, steering: Steering) -> None:
         growth = (self.growth_factor, self.iteration + 1, self.every_n_steps, self.max_iterations)
-        for k, coefficient in enumerate(module.penalty_coefficient):  # filled on the device: a copy would make it wait
+        for k, coefficient in enumerate(
+            steering.penalty_coefficient
+        ):  # filled on the device: a copy would make it wait
             initial = self.initial[k] if isinstance(self.initial, list) else self.initial
             coefficient.fill_(geometric_growth(initial, *growth))
 

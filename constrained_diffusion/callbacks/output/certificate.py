@@ -17,7 +17,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from constrained_diffusion.callbacks.output.results import versions
-from constrained_diffusion.diffusion.rejection import InfeasibleError, Rejection
+from constrained_diffusion.diffusion.rejection import InfeasibleError, RejectionResult
 from constrained_diffusion.objectives import Constraint
 from constrained_diffusion.reports.table import percent
 from constrained_diffusion.runtime.files import rename_existing
@@ -28,7 +28,7 @@ Row = tuple[int, int, bool]  # seed, draws, accepted
 
 
 class Certificate(Callback):
-    """Writes `<run>/samples/certificate.json` after a `predict` with `reject_violations`, and prints it as a sentence.
+    """Writes `<run>/samples/certificate.json` after a `predict` with `rejection`, and prints it as a sentence.
 
     The command line adds it by itself. `certificate` holds what was written, on every rank.
     """
@@ -41,7 +41,7 @@ class Certificate(Callback):
         count = getattr(trainer.datamodule, "predict_samples", trainer.world_size)  # type: ignore[attr-defined]
         if stage == "predict" and _rejects(pl_module) and count < trainer.world_size:
             raise ValueError(
-                f"reject_violations expects at least one sample per rank, got predict_samples={count} for "
+                f"rejection expects at least one sample per rank, got predict_samples={count} for "
                 f"{trainer.world_size} ranks; ask for more samples, or start fewer ranks."
             )
 
@@ -53,7 +53,7 @@ class Certificate(Callback):
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        if not isinstance(outputs, Rejection):
+        if not isinstance(outputs, RejectionResult):
             return
         self._rows += zip(batch.tolist(), outputs.draws.tolist(), outputs.accepted.tolist(), strict=True)
         if not bool(outputs.accepted.all()):
@@ -65,16 +65,16 @@ class Certificate(Callback):
         if not _rejects(pl_module):
             return
         rows = sorted(row for part in gather_from_ranks(self._rows) for row in part)
-        check_rows(rows, pl_module.max_draws)
+        check_rows(rows, pl_module.rejection.max_draws)
         evaluation = pl_module.evaluation
         measured = None if evaluation is None else {"by": type(evaluation).__name__, **evaluation.compute()}
-        named = zip(pl_module.constraint_names, pl_module.constraints, strict=True)
+        named = zip(pl_module.steering.names, pl_module.steering.constraints, strict=True)
         self.certificate = {
             **certify(rows, dict(named), measured),
-            "max_draws": pl_module.max_draws,
-            "sampler": asdict(pl_module.sampler),
+            "max_draws": pl_module.rejection.max_draws,
+            "sampler": asdict(pl_module.evaluator.sampler),
             "precision": str(trainer.precision),
-            "weights_sha256": pl_module.weights_sha256()["after"],
+            "weights_sha256": pl_module.networks.weights_sha256()["after"],
             "versions": versions(),
             "seeds": [row[0] for row in rows],
             "draws_per_seed": [row[1] for row in rows],
@@ -106,7 +106,7 @@ def check_rows(rows: Sequence[Row], max_draws: int) -> None:
         raise InfeasibleError(
             f"no feasible sample in max_draws={max_draws} draws of seed {', '.join(map(str, without[:3]))}{more} "
             f"({found} feasible among {drawn} drawn so far); nothing was written; fit longer, raise the constraint's "
-            "tolerance or threshold, or give more draws (model.init_args.max_draws)."
+            "tolerance or threshold, or give more draws (model.init_args.rejection.max_draws)."
         )
     seeds = [seed for seed, _, _ in rows]
     if len(set(seeds)) < len(seeds):
@@ -167,7 +167,7 @@ def sentence(certificate: Mapping[str, Any]) -> str:
 
 
 def _rejects(module: Any) -> bool:
-    return getattr(module, "reject_violations", False)
+    return getattr(module, "rejection", None) is not None
 
 
 def _number(tolerance: Any) -> str:

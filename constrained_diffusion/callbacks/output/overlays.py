@@ -40,7 +40,7 @@ class Overlays(Callback):
         if not draws_overlays(pl_module.evaluation):
             return
         sides = {"before": "pretrained", "after": "ema"}
-        if not len(pl_module.constraints):  # without constraints there is no pretrained copy to compare with
+        if not pl_module.steering.names:  # without constraints there is no pretrained copy to compare with
             del sides["before"]
         for side, weights in sides.items():
             with torch.no_grad():

@@ -41,17 +41,17 @@ class Results(Callback):
         fit = _read(run / "status.json")
         first = getattr(trainer.datamodule, "first_eval_seed", 0)  # type: ignore[attr-defined]
         results = {
-            **pl_module.results,
+            **pl_module.evaluator.results,
             "status": fit.get("status", "not fitted"),
             "cost": fit.get("cost", ""),
             "label": getattr(pl_module.evaluation, "label", None),
             "seconds": {"fit": fit.get("seconds"), "test": time.monotonic() - self._started},
             "config": self.config,
-            "sampler": asdict(pl_module.sampler),
+            "sampler": asdict(pl_module.evaluator.sampler),
             "precision": str(trainer.precision),
-            "seeds": [first, first + pl_module.results["after"]["n"] - 1],
+            "seeds": [first, first + pl_module.evaluator.results["after"]["n"] - 1],
             "versions": versions(),
-            "weights_sha256": pl_module.weights_sha256(),
+            "weights_sha256": pl_module.networks.weights_sha256(),
         }
         rename_existing(run / "results.json")
         (run / "results.json").write_text(json.dumps(results, indent=2))

@@ -163,7 +163,7 @@ class SampleGrid(Callback):
             self._draw(trainer, pl_module, f"epoch-{epoch:03d}", f"epoch {epoch}")
 
     def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
-        if len(pl_module.constraints):  # without constraints there is no pretrained copy to compare with
+        if pl_module.steering.names:  # without constraints there is no pretrained copy to compare with
             self._draw(trainer, pl_module, "before", "before", weights="pretrained")
         self._draw(trainer, pl_module, "after", "after")
 

@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from safetensors.torch import save_file
 
-from constrained_diffusion.diffusion.rejection import InfeasibleError, Rejection
+from constrained_diffusion.diffusion.rejection import InfeasibleError, RejectionResult
 from constrained_diffusion.evaluation import images
 from constrained_diffusion.runtime.files import rename_existing
 
@@ -43,8 +43,8 @@ class SampleWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        samples = outputs.samples if isinstance(outputs, Rejection) else outputs
-        if isinstance(outputs, Rejection):
+        samples = outputs.samples if isinstance(outputs, RejectionResult) else outputs
+        if isinstance(outputs, RejectionResult):
             self._infeasible += batch.cpu()[~outputs.accepted].tolist()
         self._samples.append(samples.float().cpu())
         self._seeds.append(batch.cpu())

@@ -25,18 +25,20 @@ class GradientCheck(Callback):
         self._looks: dict[int, int] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        judged = [k for k, c in enumerate(getattr(pl_module, "constraints", [])) if not c.needs_step_record]
+        steering = getattr(pl_module, "steering", None)
+        constraints = () if steering is None else steering.constraints
+        judged = [k for k, constraint in enumerate(constraints) if not constraint.needs_step_record]
         self._looks = dict.fromkeys(judged, LOOKS)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         for k in list(self._looks):
-            violating, moved = violating_and_moved(pl_module.constraints[k], batch.clean)
+            violating, moved = violating_and_moved(pl_module.steering.constraints[k], batch.clean)
             self._looks[k] = 0 if violating else self._looks[k] - 1
             if not self._looks[k]:
                 del self._looks[k]
             if violating and not moved:
                 rank_zero_warn(
-                    f"the gradient of '{pl_module.constraint_names[k]}' is zero in all {violating} training rows that "
+                    f"the gradient of '{pl_module.steering.names[k]}' is zero in all {violating} training rows that "
                     "violate it: the penalty cannot move the model; let g(x) fall smoothly towards feasible samples "
                     "(a logit or a distance in place of a rounding, a comparison or a saturated probability)."
                 )

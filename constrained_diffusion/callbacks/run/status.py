@@ -108,7 +108,7 @@ class FitStatus(Callback):
                 self.best = self.last
 
     def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
-        if not getattr(pl_module, "constraint_names", []):
+        if not getattr(getattr(pl_module, "steering", None), "names", []):
             return
         status = "feasible" if self.best else "infeasible"
         values = self.best or self.last

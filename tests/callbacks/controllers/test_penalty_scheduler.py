@@ -22,7 +22,7 @@ class Watch(Callback):
         self.coefficients, self.penalties, self.rows = [], [], []
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        self.coefficients.append(float(pl_module.penalty_coefficient[0]))
+        self.coefficients.append(float(pl_module.steering.penalty_coefficient[0]))
         self.rows.append(batch.rows.tolist())
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
@@ -52,7 +52,7 @@ def test_table_1(run):
 def test_each_constraint_may_begin_with_its_own_coefficient(tiny_denoiser, too_bright, tiny_data, fit):
     module = ConstrainedDiffusion(tiny_denoiser(), [too_bright(), too_bright()], "penalty", optimizer=SGD)
     fit(module, tiny_data(), [PenaltyScheduler(initial=[0.5, 8.0], growth_factor=2.0, every_n_steps=2)], max_steps=3)
-    assert module.penalty_coefficient.tolist() == [2.0, 32.0]
+    assert module.steering.penalty_coefficient.tolist() == [2.0, 32.0]
     with pytest.raises(ValueError, match=r"as many initial coefficients as the model has constraints, 2, got 1"):
         fit(module, tiny_data(), [PenaltyScheduler(initial=[0.5])], max_steps=1)
 
@@ -98,7 +98,7 @@ def test_a_resumed_fit_knows_that_the_last_step_was_satisfied(tiny_denoiser, too
 def test_release_writes_tau(run, tiny_denoiser, too_bright, tiny_data, fit):
     module = ConstrainedDiffusion(tiny_denoiser(), too_bright(), "penalty", optimizer=SGD)
     fit(module, tiny_data(), callbacks=[PenaltyScheduler(stop_below=0.03)], max_steps=1)
-    assert module.stop_below.tolist() == pytest.approx([0.03])
+    assert module.steering.stop_below.tolist() == pytest.approx([0.03])
 
 
 def test_batch_scope_repeats_the_same_rows_and_starts_c_anew(run):

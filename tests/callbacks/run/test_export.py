@@ -28,7 +28,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 def test_the_ema_weights(tiny_denoiser: Any, tiny_data: Any, fit: Any, tmp_path: Path) -> None:
     module = ConstrainedDiffusion(tiny_denoiser(), optimizer=partial(torch.optim.SGD, lr=0.1))
     fit(module, tiny_data(), [Export("weights")])
-    assert same(exported(tmp_path, "weights"), module.ema.state_dict())
+    assert same(exported(tmp_path, "weights"), module.networks.ema.state_dict())
     assert not same(exported(tmp_path, "weights"), module.denoiser.network.state_dict())
 
 
@@ -43,7 +43,7 @@ def test_the_best_feasible_weights_where_there_are_some(
     fit(scripted(script), tiny_data(), callbacks, max_epochs=len(script), enable_checkpointing=True)
     until = scripted(script)
     fit(until, tiny_data(), max_epochs=epoch + 1, default_root_dir=tmp_path / "other")
-    assert same(exported(tmp_path), until.ema.state_dict())
+    assert same(exported(tmp_path), until.networks.ema.state_dict())
 
 
 def test_a_resumed_fit_exports_anew(scripted: Any, tiny_data: Any, fit: Any, tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_a_resumed_fit_exports_anew(scripted: Any, tiny_data: Any, fit: Any, tmp
     module = scripted(script)
     fit(module, tiny_data(), [Export(), LastCheckpoint()], last, max_epochs=2, enable_checkpointing=True)
     assert not same(exported(tmp_path), before)
-    assert same(exported(tmp_path), module.ema.state_dict())
+    assert same(exported(tmp_path), module.networks.ema.state_dict())
 
 
 def test_what_the_data_has_to_say_lies_beside_them(

@@ -14,6 +14,7 @@ import torch
 
 from constrained_diffusion.callbacks import DivergedError, FitStatus, LastCheckpoint
 from constrained_diffusion.callbacks.run.status import describe, sentence
+from constrained_diffusion.fine_tuning.loss import PenaltyLoss
 from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
 from constrained_diffusion.objectives import Constraint
 
@@ -65,14 +66,19 @@ def test_pretraining_has_no_status(tiny_denoiser: Any, tiny_data: Any, fit: Any,
     assert not (tmp_path / "status.json").exists()
 
 
-class NaNAt(ConstrainedDiffusion):
+class NaNLoss(PenaltyLoss):
     """The loss is NaN in one step."""
 
-    broken_step = 6
+    broken_step, steps = 6, 0
 
     def diffusion_loss(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        factor = float("nan") if self.global_step == self.broken_step - 1 else 1.0
+        self.steps += 1
+        factor = float("nan") if self.steps == self.broken_step else 1.0
         return super().diffusion_loss(*args, **kwargs) * factor
+
+
+class NaNAt(ConstrainedDiffusion):
+    loss_class = NaNLoss
 
 
 def test_a_loss_that_is_no_number(

@@ -37,11 +37,10 @@ def test_an_entry_holds_weights_statistics_and_a_card(
 ) -> None:
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
     short: Any = lambda **kwargs: Maze2DDataModule(steps=20_000, held_out=4, **kwargs)  # noqa: E731
-    monkeypatch.setattr(made, "Maze2DDataModule", short)
     monkeypatch.setattr(made, "EXECUTED", 3)
     target = tmp_path / "maze2d_planner"
     target.mkdir()
-    card = made.planner(target, exported, None, count=8)
+    card = made.planner(target, exported, short, count=8)
     cards.write(card, target)
     assert cards.mismatches(target) == []
     found = json.loads((target / "statistics.json").read_text())

@@ -61,15 +61,15 @@ def test_the_export_is_the_ema_of_now_or_of_a_checkpoint(
     trained: Any, tiny_data: Any, tiny_denoiser: Any, fit: Any, tmp_path: Path
 ) -> None:
     module, _ = trained(trainer={"callbacks": [LastCheckpoint()], "enable_checkpointing": True, "max_epochs": 1})
-    early = copy.deepcopy(module.ema.state_dict())
+    early = copy.deepcopy(module.networks.ema.state_dict())
     fit(module, tiny_data(), max_epochs=2)
     checkpoint = tmp_path / "checkpoints" / "last.ckpt"
     module.export(tmp_path / "now")
     module.export(tmp_path / "then", checkpoint)
-    for name, expected in (("now", module.ema.state_dict()), ("then", early)):
+    for name, expected in (("now", module.networks.ema.state_dict()), ("then", early)):
         read = PretrainedDenoiser(str(tmp_path / name), network=tiny_denoiser().network).network.state_dict()
         assert all(torch.equal(value, expected[key]) for key, value in read.items())
-    assert not torch.equal(early["last.bias"], module.ema.state_dict()["last.bias"])
+    assert not torch.equal(early["last.bias"], module.networks.ema.state_dict()["last.bias"])
     facts = json.loads((tmp_path / "now" / "training.json").read_text())
     assert facts["batches"] == 12
     assert facts["seed"] == 0
@@ -77,12 +77,12 @@ def test_the_export_is_the_ema_of_now_or_of_a_checkpoint(
 
 def test_hashes_tell_weights_apart(trained: Any) -> None:
     module, _ = trained()
-    hashes = module.weights_sha256()
+    hashes = module.networks.weights_sha256()
     assert hashes["before"] != hashes["after"]
     with torch.no_grad():
-        module.ema.last.bias += 1e-6
-    assert module.weights_sha256()["after"] != hashes["after"]
-    assert module.weights_sha256()["before"] == hashes["before"]
+        module.networks.ema.last.bias += 1e-6
+    assert module.networks.weights_sha256()["after"] != hashes["after"]
+    assert module.networks.weights_sha256()["before"] == hashes["before"]
 
 
 def test_constraints_of_one_class_are_told_apart(tiny_denoiser: Any, too_bright: Any) -> None:
@@ -90,4 +90,4 @@ def test_constraints_of_one_class_are_told_apart(tiny_denoiser: Any, too_bright:
         pass
 
     module = ConstrainedDiffusion(tiny_denoiser(), [too_bright(), Dark(), too_bright()])
-    assert module.constraint_names == ["TooBright_0", "Dark", "TooBright_2"]
+    assert module.steering.names == ["TooBright_0", "Dark", "TooBright_2"]

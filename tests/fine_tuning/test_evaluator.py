@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from constrained_diffusion.batch import Batch
 from constrained_diffusion.diffusion.sampler import Sampler
 from constrained_diffusion.evaluation import Evaluation
+from constrained_diffusion.fine_tuning.loss import MinSNR
 from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
+from constrained_diffusion.fine_tuning.steering import Steering
 from constrained_diffusion.objectives import Constraint, StepRecord
 from constrained_diffusion.runtime import assets
 from constrained_diffusion.runtime.randomness import keyed_normal
@@ -65,7 +67,7 @@ def test_each_kind_of_weights_draws_its_own_samples(trained: Any, tiny_denoiser:
     seeds, fresh = [0, 5, 9], tiny_denoiser()
     torch.testing.assert_close(module.sample(seeds, "pretrained"), drawn_by(fresh.network, fresh, seeds))
     torch.testing.assert_close(module.sample(seeds, "raw"), drawn_by(module.denoiser.network, tiny_denoiser(), seeds))
-    torch.testing.assert_close(module.sample(seeds, "ema"), drawn_by(module.ema, tiny_denoiser(), seeds))
+    torch.testing.assert_close(module.sample(seeds, "ema"), drawn_by(module.networks.ema, tiny_denoiser(), seeds))
     torch.testing.assert_close(module.sample(seeds), module.sample(seeds, "ema"))
     kinds = [module.sample(seeds, weights) for weights in ("pretrained", "raw", "ema")]
     assert all((kinds[i] - kinds[j]).abs().max() > 1e-3 for i, j in ((0, 1), (0, 2), (1, 2)))
@@ -88,14 +90,14 @@ def test_samples_are_in_the_units_of_the_data_and_leave_no_trace(trained: Any) -
     assert 0 <= samples.min() < samples.max() <= 1
     assert not samples.requires_grad
     assert module.denoiser.network.training
-    assert not module.ema.training
+    assert not module.networks.ema.training
 
 
 def test_another_sampler_may_be_given(trained: Any) -> None:
     module, _ = trained()
     other = module.sample([0], sampler=Sampler(steps=7))
     assert not torch.allclose(other, module.sample([0]))
-    module.sampler = Sampler(steps=7)
+    module.evaluator.sampler = Sampler(steps=7)
     torch.testing.assert_close(module.sample([0]), other)
 
 
@@ -114,9 +116,9 @@ def test_the_held_out_loss_by_hand(tiny_denoiser: Any, prediction_type: str) -> 
     abar = module.denoiser.noise_schedule.alphas_cumprod[t].reshape(-1, 1, 1, 1)
     noisy = abar.sqrt() * clean + (1 - abar).sqrt() * noise
     target = {"epsilon": noise, "sample": clean, "v_prediction": abar.sqrt() * noise - (1 - abar).sqrt() * clean}
-    squared = (module.ema(noisy, t) - target[prediction_type]).square()
+    squared = (module.networks.ema(noisy, t) - target[prediction_type]).square()
     torch.testing.assert_close(module.held_out_loss(rows(6)), squared.mean())
-    module.snr_gamma, module.snr_floor = 5.0, 0.1  # then it is weighted as the training is
+    module.loss.loss_weight = MinSNR(5.0, 0.1)  # then it is weighted as the training is
     snr = abar / (1 - abar)
     weight = snr.clamp(0.1, 5) / {"epsilon": snr, "sample": 1, "v_prediction": snr + 1}[prediction_type]
     torch.testing.assert_close(module.held_out_loss(rows(6)), (weight * squared).mean())
@@ -133,7 +135,7 @@ def test_the_held_out_loss_has_fixed_noise_per_row_and_uses_the_ema(tiny_denoise
         module.denoiser.network.get_parameter("last.bias").add_(1)
     assert torch.equal(module.held_out_loss(rows(8)), whole)
     with torch.no_grad():
-        module.ema.get_parameter("last.bias").add_(1)
+        module.networks.ema.get_parameter("last.bias").add_(1)
     assert not torch.equal(module.held_out_loss(rows(8)), whole)
 
 
@@ -157,12 +159,12 @@ def test_the_test_measures_before_and_after_on_the_same_seeds(trained: Any, tiny
     for side, weights in (("before", "pretrained"), ("after", "ema")):
         brightness = module.sample(range(20), weights).flatten(1).mean(1)
         figures[side] = float(brightness.mean())
-        result = module.results[side]
+        result = module.evaluator.results[side]
         assert result["own_violation_rate"] == pytest.approx(float((brightness > 0.4).float().mean()))
         assert result["violation_rate"] == pytest.approx(float((brightness > 0.5).float().mean()))
         assert result["metrics"]["brightness"] == pytest.approx(figures[side], rel=1e-5)
         assert result["n"] == 20
-    assert module.results["after"]["metrics"]["brighter"] == pytest.approx(
+    assert module.evaluator.results["after"]["metrics"]["brighter"] == pytest.approx(
         figures["after"] - figures["before"], abs=1e-6
     )
 
@@ -171,15 +173,17 @@ def test_before_any_training_before_and_after_are_one(trained: Any, tiny_data: A
     data = tiny_data()
     module, trainer = trained(data, {"max_steps": 0}, evaluation=MeanBrightness())
     trainer.test(module, datamodule=data, verbose=False)
-    assert module.results["after"]["metrics"].pop("brighter") == 0
-    assert module.results["before"] == module.results["after"]
+    assert module.evaluator.results["after"]["metrics"].pop("brighter") == 0
+    assert module.evaluator.results["before"] == module.evaluator.results["after"]
 
 
 def test_without_constraints_there_is_only_after(trained: Any, tiny_data: Any) -> None:
     data = tiny_data()
     module, trainer = trained(data, constraints=None)
     trainer.test(module, datamodule=data, verbose=False)
-    assert module.results == {"after": {"violation_rate": None, "violation_upper_95": None, "n": 8, "metrics": {}}}
+    assert module.evaluator.results == {
+        "after": {"violation_rate": None, "violation_upper_95": None, "n": 8, "metrics": {}}
+    }
 
 
 def test_a_constraint_on_the_step_has_no_say_about_samples(trained: Any, tiny_data: Any, too_bright: Any) -> None:
@@ -193,14 +197,14 @@ def test_a_constraint_on_the_step_has_no_say_about_samples(trained: Any, tiny_da
     module, trainer = trained(data, constraints=[Strict(), too_bright()], formulation="penalty")
     trainer.test(module, datamodule=data, verbose=False)
     bright = module.sample(range(20)).flatten(1).mean(1) > 0.4
-    assert module.results["after"]["own_violation_rate"] == pytest.approx(float(bright.float().mean()))
+    assert module.evaluator.results["after"]["own_violation_rate"] == pytest.approx(float(bright.float().mean()))
 
 
 # ---------------------------------------------------------------- stored samples
 
 
 @pytest.fixture
-def storable(tmp_path: Path) -> Path:
+def stored(tmp_path: Path) -> Path:
     """A weights' folder with 24 stored samples, half of them white, and the card that says how they were drawn."""
     folder = tmp_path / "weights"
     folder.mkdir()
@@ -213,19 +217,19 @@ def storable(tmp_path: Path) -> Path:
 
 
 def after_a_test(trained: Any, data: Any, folder: Path, **settings: Any) -> Any:
-    precision = settings.pop("precision", "32-true")
+    precision, recompute = settings.pop("precision", "32-true"), settings.pop("recompute", False)
     module, trainer = trained(data, {"precision": precision}, evaluation=MeanBrightness(), **settings)
-    module.denoiser.folder = folder
+    module.denoiser.folder, module.evaluator.recompute = folder, recompute
     trainer.test(module, datamodule=data, verbose=False)
     return module
 
 
 def test_stored_samples_stand_for_the_pretrained_model(trained: Any, tiny_data: Any, stored: Path) -> None:
     module = after_a_test(trained, tiny_data(test_samples=20), stored)
-    assert module.results["before"]["metrics"]["brightness"] == 0.5
-    assert module.results["before"]["own_violation_rate"] == 0.5
+    assert module.evaluator.results["before"]["metrics"]["brightness"] == 0.5
+    assert module.evaluator.results["before"]["own_violation_rate"] == 0.5
     after = module.sample(range(20)).flatten(1).mean(1)
-    assert module.results["after"]["metrics"]["brightness"] == pytest.approx(float(after.mean()), rel=1e-5)
+    assert module.evaluator.results["after"]["metrics"]["brightness"] == pytest.approx(float(after.mean()), rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -241,14 +245,14 @@ def test_samples_stored_otherwise_are_ignored(
     trained: Any, tiny_data: Any, stored: Path, setting: dict[str, Any]
 ) -> None:
     module = after_a_test(trained, tiny_data(test_samples=20), stored, **setting)
-    assert module.results["before"]["metrics"]["brightness"] != 0.5
+    assert module.evaluator.results["before"]["metrics"]["brightness"] != 0.5
 
 
 def test_seeds_beyond_the_stored_ones_are_drawn(trained: Any, tiny_data: Any, stored: Path) -> None:
     data = tiny_data(test_samples=40, eval_batch_size=20)
     module = after_a_test(trained, data, stored)
     fresh = float(module.sample(range(20, 40), "pretrained").mean())
-    assert module.results["before"]["metrics"]["brightness"] == pytest.approx((0.5 + fresh) / 2, rel=1e-5)
+    assert module.evaluator.results["before"]["metrics"]["brightness"] == pytest.approx((0.5 + fresh) / 2, rel=1e-5)
 
 
 @pytest.mark.parametrize("first", [0, 7])
@@ -259,7 +263,7 @@ def test_validation_compares_with_the_stored_samples(
     denoiser.folder = stored
     data = tiny_data(val_samples=12, first_eval_seed=first)
     module, trainer = trained(data, denoiser=denoiser, evaluation=MeanBrightness())
-    before = float(module.stored_samples()[first : first + 12].mean())
+    before = float(module.evaluator.stored_samples("32-true")[first : first + 12].mean())
     expected = float(module.sample(range(first, first + 12)).mean()) - before
     assert float(trainer.callback_metrics["val/brighter"]) == pytest.approx(expected, abs=1e-5)
 
@@ -270,8 +274,9 @@ def test_a_sample_whose_g_is_no_number_violates(tiny_denoiser: Any) -> None:
             return torch.where(torch.arange(len(clean)) < 3, float("nan"), -1.0)
 
     module = ConstrainedDiffusion(tiny_denoiser(), Broken())
-    module._measure(torch.zeros(4, 1, 8, 8), None, module.own_violation)
-    assert module.own_violation.compute()["violation_rate"] == 0.75
+    module.evaluator.start("after")
+    module.evaluator.tallies["after"].update(torch.zeros(4, 1, 8, 8))
+    assert module.evaluator.compute()["after"]["own_violation_rate"] == 0.75
 
 
 def test_constraints_that_do_not_count_have_no_verdict(tiny_denoiser: Any, too_bright: Any) -> None:
@@ -279,8 +284,6 @@ def test_constraints_that_do_not_count_have_no_verdict(tiny_denoiser: Any, too_b
     samples = torch.cat([dark, bright])
     counting, helping = too_bright(), too_bright()
     helping.has_verdict = False
-    assert ConstrainedDiffusion(tiny_denoiser(), counting).feasible(samples).tolist() == [1.0] * 4 + [0.0] * 4
-    assert ConstrainedDiffusion(tiny_denoiser(), helping).feasible(samples).tolist() == [1.0] * 8
-    assert (
-        ConstrainedDiffusion(tiny_denoiser(), [helping, counting]).feasible(samples).tolist() == [1.0] * 4 + [0.0] * 4
-    )
+    assert Steering([counting]).feasible(samples).tolist() == [1.0] * 4 + [0.0] * 4
+    assert Steering([helping]).feasible(samples).tolist() == [1.0] * 8
+    assert Steering([helping, counting]).feasible(samples).tolist() == [1.0] * 4 + [0.0] * 4

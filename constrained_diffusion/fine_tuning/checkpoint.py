@@ -1,0 +1,45 @@
+"""What a fit's checkpoint holds of a model, and whether one is of this model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from constrained_diffusion.runtime import untrusted
+
+#: State that checkpoints leave out: judges and classifiers are named in the config and come from their own files.
+ELSEWHERE = ("evaluation.", "loss.steering.constraints.", "guide.")
+EMA = "networks.ema."  #: what the names of the EMA weights begin with
+
+
+def own_state(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a module's state that its checkpoints hold."""
+    return {name: value for name, value in state.items() if not name.startswith(ELSEWHERE)}
+
+
+def check_state(checkpoint: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Raise ValueError where `checkpoint` is not of a model whose state is `own`, or of an earlier layout."""
+    state = checkpoint["state_dict"]
+    if any(name.startswith("ema.") for name in state) and not any(name.startswith(EMA) for name in state):
+        raise ValueError(
+            "the checkpoint was written by an earlier version of this package, which named its tensors otherwise; fit "
+            "again, or go on from the weights that its run exported (export/), which are read as before."
+        )
+    kept = own_state(own)
+    wrong = [k for k, v in kept.items() if k not in state or state[k].shape != v.shape]
+    wrong += [k for k in state if k not in kept]
+    if wrong or "batches_seen" not in checkpoint:
+        raise ValueError(
+            f"the checkpoint is of another model: of the {len(kept)} tensors of this denoiser and its constraints, "
+            f"{len(wrong)} are missing, left over or of another shape (the first: {(wrong or ['batches_seen'])[0]}); "
+            "give the config that the checkpoint was made with."
+        )
+
+
+def read_ema(path: str | Path) -> dict[str, Tensor]:
+    """Return the EMA weights of a checkpoint file, under the network's own names."""
+    state = untrusted.read_checkpoint(path, "state_dict")["state_dict"]
+    return {name.removeprefix(EMA): value for name, value in state.items() if name.startswith(EMA)}

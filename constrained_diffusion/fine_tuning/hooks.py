@@ -1,0 +1,79 @@
+"""What hooks of `ConstrainedDiffusion` do beyond a line: units, the bank, sharding."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from torch import Tensor
+
+from constrained_diffusion.denoisers.adapter import Denoiser
+from constrained_diffusion.diffusion.normalizer import MeasuredNormalizer
+from constrained_diffusion.fine_tuning.loss import PenaltyLoss
+from constrained_diffusion.fine_tuning.networks import Networks
+from constrained_diffusion.runtime.fully_sharded import FullySharded
+
+BANK = 4096  #: at most so many training samples stand for the pretrained model's distribution
+
+
+@runtime_checkable
+class HasMoments(Protocol):
+    """A data module that knows the units of its rows."""
+
+    def moments(self) -> tuple[list[float], list[float]]:
+        """Return mean and standard deviation of each channel."""
+
+
+@runtime_checkable
+class HasBank(Protocol):
+    """A data module whose training set was drawn from the pretrained model."""
+
+    def bank(self, count: int) -> Tensor:
+        """Return at most `count` of its samples, `(N, *shape)` in the data's units."""
+
+
+def measure_units(denoiser: Denoiser, data: Any, stage: str) -> None:
+    """Give a `MeasuredNormalizer` the units of the data before a fit; any other has its own."""
+    normalizer = denoiser.normalizer
+    if stage == "fit" and isinstance(normalizer, MeasuredNormalizer) and isinstance(data, HasMoments):
+        normalizer.measure(*data.moments())
+
+
+def bank(networks: Networks, loss: PenaltyLoss, data: Any) -> tuple[Tensor, Tensor] | None:
+    """Return samples of the data module `data`, in network units, and 1.0 where feasible; None if none are needed.
+
+    Raises:
+        ValueError: it has no `bank`.
+    """
+    if not (loss.formulation.conditioned and loss.steering.names):
+        return None
+    if not isinstance(data, HasBank):
+        raise ValueError(
+            "the formulation 'conditioned_algorithm1' compares noisy samples with the training set and needs "
+            'a DiffusionDataModule; fit with `datamodule=...`, or choose "anchored_algorithm1".'
+        )
+    clean = data.bank(BANK).to(networks.device, torch.promote_types(networks.dtype, torch.float32))
+    feasible = torch.cat([loss.steering.feasible(part) for part in clean.split(256)])
+    return networks.denoiser.normalizer.normalize(clean), feasible
+
+
+def share_out(networks: Networks, strategy: Strategy, fitting: bool) -> None:
+    """Share the networks out over ranks while `FullySharded` fits.
+
+    Raises:
+        ValueError: the strategy shares out nothing, or the networks are shared out since an earlier fit.
+    """
+    if isinstance(strategy, ModelParallelStrategy) and not isinstance(strategy, FullySharded):
+        raise ValueError(
+            "ModelParallelStrategy by itself shares out nothing, and would train each rank by its own rows; choose "
+            "the strategy fully_sharded, which is made of it."
+        )
+    if networks.sharded and not fitting:
+        raise ValueError(
+            "the weights of this module are shared out over ranks, since its fit: make the module anew and give "
+            "the fit's checkpoint, as in `trainer.test(module, ckpt_path=...)`."
+        )
+    networks.release()
+    if isinstance(strategy, FullySharded) and fitting and not networks.sharded:
+        networks.share_out(strategy.device_mesh["data_parallel"], strategy.block)

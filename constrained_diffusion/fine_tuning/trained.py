@@ -1,0 +1,94 @@
+"""`TrainedModule`: what all our modules that are trained have: an optimiser from the config, a clock, a record."""
+
+from __future__ import annotations
+
+import json
+import time
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import nn
+
+
+class TrainedModule(LightningModule, ABC):
+    """Counts the batches and the seconds of a fit, and makes its optimiser; checkpoints keep both counts.
+
+    Args:
+        seed: keys all that training draws.
+        optimizer: a factory, called with the trained parameters.
+        lr_scheduler: a factory; the learning rate is stepped once per optimiser step.
+    """
+
+    step_skipped = False  #: whether the last optimiser step was left out
+
+    def __init__(self, seed: int, optimizer: OptimizerCallable, lr_scheduler: LRSchedulerCallable | None) -> None:
+        super().__init__()
+        self.seed, self.optimizer, self.lr_scheduler = seed, optimizer, lr_scheduler
+        self.batches_seen, self._earlier_seconds, self._started = 0, 0.0, 0.0
+
+    @property
+    @abstractmethod
+    def trained(self) -> nn.Module:
+        """The network whose weights the optimiser moves, where they require a gradient."""
+
+    @property
+    def seconds(self) -> float:
+        """How long the fit has taken, earlier parts of a resumed one included."""
+        return self._earlier_seconds + (time.monotonic() - self._started if self._started else 0.0)
+
+    def configure_optimizers(self) -> Any:
+        """Build optimiser and schedule over the trained parameters."""
+        optimizer = self.optimizer([p for p in self.trained.parameters() if p.requires_grad])
+        if self.lr_scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        """Start the clock."""
+        self._started = time.monotonic()
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """Step, and say in `step_skipped` where it was none.
+
+        float16's `GradScaler` leaves out a step whose gradients overflowed. (An optimiser with `fused=True` leaves
+        steps out by itself, where nothing sees it.) A loss that overflowed is another matter, which no other scale
+        mends: `FitStatus` ends the fit as diverged.
+        """
+        made: list[bool] = []
+        handle = optimizer.optimizer.register_step_post_hook(lambda *_: made.append(True))
+        try:
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        finally:
+            handle.remove()
+        self.step_skipped = not made
+        if made:
+            self.after_step()
+
+    def after_step(self) -> None:
+        """React to an optimiser step, unless it was left out: by default not."""
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save how many batches were seen, which keys what is drawn next, and the time spent."""
+        checkpoint["batches_seen"], checkpoint["seconds"] = self.batches_seen, self.seconds
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore both."""
+        self.batches_seen, self._earlier_seconds = checkpoint["batches_seen"], checkpoint.get("seconds", 0.0)
+
+    def before_export(self) -> None:
+        """Make ready for `export`; all ranks must call it before one of them exports. Nothing is needed by default."""
+
+    def write_training(self, folder: str | Path) -> None:
+        """Write `training.json`, what a card says of the training, beside exported weights."""
+        facts = {
+            "seed": self.seed,
+            "batches": self.batches_seen,
+            "seconds": round(self.seconds),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
+        (Path(folder) / "training.json").write_text(json.dumps(facts, indent=2) + "\n")

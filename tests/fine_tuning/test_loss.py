@@ -1,0 +1,123 @@
+"""The loss, the networks and the evaluator in a training loop of one's own, without Lightning."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from constrained_diffusion.batch import Batch, NoisyBatch
+from constrained_diffusion.diffusion.sampler import Sampler
+from constrained_diffusion.fine_tuning.evaluator import Evaluator
+from constrained_diffusion.fine_tuning.formulation import FORMULATIONS
+from constrained_diffusion.fine_tuning.loss import MinSNR, PenaltyLoss
+from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
+from constrained_diffusion.fine_tuning.networks import Networks
+from constrained_diffusion.fine_tuning.noising import draw_held_out, draw_training
+from constrained_diffusion.fine_tuning.steering import Steering
+
+PARTS = ("loss", "networks", "evaluator", "steering", "noising", "checkpoint")
+
+
+def test_the_parts_need_no_lightning() -> None:
+    program = (
+        "import sys; sys.modules['lightning'] = None\n"
+        f"for part in {PARTS}: __import__('constrained_diffusion.fine_tuning.' + part)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def rows(count: int = 16) -> Batch:
+    clean = torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    return Batch(clean, rows=torch.arange(count))
+
+
+def step_of(denoiser: Any, number: int = 0, max_timestep: int = 60) -> NoisyBatch:
+    return draw_training(rows(), denoiser, (0, number), (0, 1), max_timestep)
+
+
+def test_a_loop_of_one_s_own_trains_as_lightning_does(
+    tiny_denoiser: Any, too_bright: Any, tiny_data: Any, fit: Any
+) -> None:
+    data = tiny_data()
+    sgd: Any = lambda parameters: torch.optim.SGD(parameters, lr=0.1)  # noqa: E731
+    module = ConstrainedDiffusion(tiny_denoiser(), too_bright(), "penalty", 60, ema_decay=0.8, optimizer=sgd)
+    module.steering.penalty_coefficient.fill_(2.0)
+    fit(module, data, max_epochs=1)
+
+    denoiser, steering = tiny_denoiser(), Steering([too_bright()])
+    steering.penalty_coefficient.fill_(2.0)
+    networks, loss = Networks(denoiser, ema_decay=0.8), PenaltyLoss(steering, denoiser, "penalty", 60)
+    networks.trained.train()
+    optimizer = sgd(networks.trained.parameters())
+    for number, batch in enumerate(data.train_dataloader()):
+        step = draw_training(batch, denoiser, (0, number), (0, 1), loss.max_timestep)
+        result = loss(step, networks.predict(step))
+        result.loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        networks.update_ema()
+    torch.testing.assert_close(networks.trained.state_dict(), module.networks.trained.state_dict())
+    torch.testing.assert_close(networks.ema.state_dict(), module.networks.ema.state_dict())
+    mine, theirs = Evaluator(networks, steering, sampler=Sampler(steps=3)), module.evaluator
+    theirs.sampler = Sampler(steps=3)
+    for evaluator in (mine, theirs):
+        evaluator.start("after", "before")
+        evaluator.test([4, 5, 6], "32-true")
+    assert mine.compute() == theirs.compute()
+    assert mine.compute()["after"]["n"] == 3
+
+
+@pytest.mark.parametrize("name", FORMULATIONS)
+def test_a_formulation_is_a_name_or_an_object(tiny_denoiser: Any, too_bright: Any, name: str) -> None:
+    by_name = PenaltyLoss(Steering([too_bright()]), tiny_denoiser(), name)
+    by_value = PenaltyLoss(Steering([too_bright()]), tiny_denoiser(), replace(FORMULATIONS[name]))
+    assert by_name.formulation == by_value.formulation
+    assert by_name.needs_frozen == FORMULATIONS[name].anchored
+
+
+def test_a_conditioned_loss_without_samples_says_so(tiny_denoiser: Any, too_bright: Any) -> None:
+    denoiser = tiny_denoiser()
+    networks, loss = Networks(denoiser), PenaltyLoss(Steering([too_bright()]), denoiser, "conditioned_algorithm1")
+    step = step_of(denoiser)
+    with pytest.raises(ValueError, match='set `bank` to .*, or choose "anchored_algorithm1"'):
+        loss(step, networks.predict(step), networks.predict_frozen(step))
+
+
+def test_without_constraints_there_is_the_diffusion_loss_alone(tiny_denoiser: Any) -> None:
+    denoiser = tiny_denoiser()
+    step = step_of(denoiser)
+    found = PenaltyLoss(Steering(), denoiser, "penalty")(step, denoiser.predict(step.noisy, step.timesteps))
+    expected = (denoiser.network(step.noisy, step.timesteps) - step.noise).square().mean()
+    torch.testing.assert_close(found.loss, expected)
+    assert (found.penalty, found.slack, found.penalty_rows) == (None, None, None)
+    assert found.terms.keys() == {"loss/diffusion", "loss/total"}
+
+
+def test_what_the_loss_shares_with_the_denoiser_is_saved_once(tiny_denoiser: Any, too_bright: Any) -> None:
+    loss = PenaltyLoss(Steering([too_bright()]), tiny_denoiser())
+    assert not [name for name in loss.state_dict() if not name.startswith("steering.")]
+    assert loss.schedule is not None
+    assert not list(loss.parameters())
+
+
+@pytest.mark.parametrize("weight", [None, MinSNR(5.0), MinSNR(5.0, 0.1)])
+def test_the_held_out_loss_is_weighted_as_the_training_is(tiny_denoiser: Any, weight: MinSNR | None) -> None:
+    denoiser = tiny_denoiser()
+    loss, step = PenaltyLoss(Steering(), denoiser, loss_weight=weight), draw_held_out(rows(), denoiser, seed=3)
+    output = torch.zeros_like(step.noisy)
+    abar = denoiser.noise_schedule.alphas_cumprod[step.timesteps]
+    snr = abar / (1 - abar)
+    factor = 1 if weight is None else snr.clamp(weight.floor, weight.gamma) / snr  # of an error of the noise
+    expected = (factor * step.noise.square().flatten(1).mean(1)).mean()
+    torch.testing.assert_close(loss.held_out(step, output), expected)
+
+
+def test_half_precision_leaves_the_coefficients_alone(too_bright: Any) -> None:
+    steering = Steering([too_bright(), too_bright()]).to(torch.bfloat16)
+    assert steering.names == ["TooBright_0", "TooBright_1"]
+    assert {value.dtype for value in steering.buffers()} == {torch.float32}
