@@ -41,14 +41,14 @@ class Job:
 def _fit(config: str, steps: int, needs: Mapping[str, str] | None = None, **data: Any) -> Job:
     """Return a fit of so many steps, three to four epochs and one validation of the held-out loss, and its samples."""
     trainer = {"max_steps": steps, "precision": "32-true", "check_val_every_n_epoch": 1, "accelerator": "cpu"}
-    data = {"held_out": 16, "val_samples": 0, "predict_samples": 16, **data}
+    data = {"held_out": 8, "val_samples": 0, "predict_samples": 8, "sampler.steps": 10, **data}
     options = {f"trainer.{name}": value for name, value in trainer.items()}
     options |= {f"data.init_args.{name}": value for name, value in data.items()}
     return Job(config, ("fit", "predict"), options, needs or {})
 
 
 JOBS = {
-    "mnist": _fit("mnist.yaml", 12, samples=128, batch_size=32),
+    "mnist": _fit("mnist.yaml", 12, samples=64, batch_size=16),
     "noise": Job(
         "dno_mnist.yaml",
         ("predict",),
@@ -60,6 +60,6 @@ JOBS = {
         },
         {},
     ),
-    "maze": _fit("maze2d.yaml", 6, {"mujoco": "maze"}, samples=128, batch_size=16),
-    "polymer": _fit("polymer.yaml", 6, {"rdkit": "polymer"}, samples=64, batch_size=32),
+    "maze": _fit("maze2d.yaml", 6, {"mujoco": "maze"}, samples=64, batch_size=8),
+    "polymer": _fit("polymer.yaml", 6, {"rdkit": "polymer"}, samples=32, batch_size=16),
 }
