@@ -12,13 +12,14 @@ import torch
 from constrained_diffusion import objectives
 from constrained_diffusion.cli.command import main
 from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
+from constrained_diffusion.objectives import registry
 
 DOCS = Path(__file__).parent.parent / "docs"
 
 
 @pytest.fixture
 def recipes(monkeypatch):
-    monkeypatch.setattr(objectives, "_REGISTRY", dict(objectives._REGISTRY))
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
     names: dict = {"__name__": "recipes"}
     for block in re.findall(r"```python\n(.*?)```", (DOCS / "own-constraint.md").read_text(), re.DOTALL):
         exec(compile(block, "own-constraint.md", "exec"), names)

@@ -14,6 +14,7 @@ from torch import nn
 from constrained_diffusion.callbacks import LastCheckpoint
 from constrained_diffusion.denoisers.loading import PretrainedDenoiser
 from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
+from constrained_diffusion.fine_tuning.steering import COEFFICIENTS
 
 
 def test_a_checkpoint_holds_no_judge_and_no_constraint(trained: Any, tmp_path: Path, too_bright: Any) -> None:
@@ -25,14 +26,20 @@ def test_a_checkpoint_holds_no_judge_and_no_constraint(trained: Any, tmp_path: P
     _, trainer = trained(constraints=Learnt(), trainer={"max_steps": 1})
     trainer.save_checkpoint(tmp_path / "x.ckpt")
     state = torch.load(tmp_path / "x.ckpt", weights_only=True)["state_dict"]
-    assert {name.split(".")[0] for name in state} == {
-        "denoiser",
-        "ema",
-        "penalty_coefficient",
-        "stop_below",
-        "multiplier",
-        "augmentation",
-    }
+    assert {name.split(".")[-1] for name in state if name.startswith("loss.")} == set(COEFFICIENTS)
+    assert {".".join(name.split(".")[:2]) for name in state} == {"networks.denoiser", "networks.ema", "loss.steering"}
+
+
+def test_a_checkpoint_of_an_earlier_layout_gets_one_sentence(
+    trained: Any, tmp_path: Path, fit: Any, tiny_data: Any
+) -> None:
+    module, trainer = trained(trainer={"max_steps": 1})
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    checkpoint = torch.load(tmp_path / "x.ckpt", weights_only=True)
+    checkpoint["state_dict"] = {k.removeprefix("networks."): v for k, v in checkpoint["state_dict"].items()}
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    with pytest.raises(ValueError, match="written by an earlier version of this package.*export/"):
+        fit(module, tiny_data(), ckpt_path=str(tmp_path / "old.ckpt"), max_steps=2)
 
 
 def deeper(denoiser: Any) -> Any:

@@ -12,6 +12,7 @@ from constrained_diffusion.callbacks import ConstraintCallback
 
 ROWS = [4, 0, 2, 6, 3]  # below T_phi, in each batch
 P = [0.5, 0.0, 0.1, 0.4, 0.2]
+MODULE: Any = SimpleNamespace(steering=SimpleNamespace(in_expectation=[False]))
 
 
 class Recorder(ConstraintCallback):
@@ -21,7 +22,7 @@ class Recorder(ConstraintCallback):
         super().__init__(smoothing)
         self.seen: list[float] = []
 
-    def update(self, trainer: Any, module: Any, violations: Any) -> None:
+    def update(self, trainer: Any, steering: Any, violations: Any) -> None:
         self.seen.append(violations.penalty.item())
         assert violations.slack.item() == pytest.approx(-2 * violations.penalty.item())
 
@@ -35,7 +36,7 @@ def feed(callback: ConstraintCallback, batches: list[int], every: int = 1) -> No
             "penalty_rows": torch.tensor(ROWS[i]),
         }
         trainer: Any = SimpleNamespace(global_step=(i + 1) // every)
-        callback.on_train_batch_end(trainer, SimpleNamespace(), outputs, None, i)
+        callback.on_train_batch_end(trainer, MODULE, outputs, None, i)
 
 
 def mean(batches: range) -> float:
@@ -80,7 +81,10 @@ def test_of_a_limit_on_a_mean_it_is_the_mean_that_is_squared() -> None:
     for step, slack in enumerate([0.5, -0.3, 0.1]):  # the second constraint limits a mean: its P is relu(S)^2
         own = torch.tensor([slack, slack], dtype=torch.float64)
         outputs = {"penalty": own.clamp(min=0).square(), "slack": own, "penalty_rows": torch.tensor(4)}
-        module, trainer = SimpleNamespace(in_expectation=[False, True]), SimpleNamespace(global_step=step + 1)
+        module, trainer = (
+            SimpleNamespace(steering=SimpleNamespace(in_expectation=[False, True])),
+            SimpleNamespace(global_step=step + 1),
+        )
         callback.on_train_batch_end(trainer, module, outputs, None, step)  # type: ignore[arg-type]
     assert seen[1] == pytest.approx([0.125, 0.01])  # the mean of 0.25 and 0; the square of 0.1, the mean of both
     assert seen[2] == pytest.approx([0.005, 0.0])
