@@ -80,15 +80,15 @@ $(CREATED):
 	@touch $@
 
 $(INSTALLED): pyproject.toml constraints.txt | $(CREATED)
-	$(INSTALL) '.[image]'
+	$(INSTALL) '.[report]'
 	@touch $@
 
 $(INSTALLED_MAZE): pyproject.toml constraints.txt | $(CREATED)
-	$(INSTALL) '.[image,maze]'
+	$(INSTALL) '.[maze]'
 	@touch $(INSTALLED) $@
 
 $(INSTALLED_POLYMER): pyproject.toml constraints.txt | $(CREATED)
-	$(INSTALL) '.[image,polymer]'
+	$(INSTALL) '.[polymer]'
 	@touch $(INSTALLED) $@
 
 $(INSTALLED_DEV): pyproject.toml constraints.txt | $(CREATED)

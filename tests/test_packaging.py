@@ -14,8 +14,11 @@ from zipfile import ZipFile
 
 import pytest
 
+from constrained_diffusion.runtime.distribution import DISTRIBUTION
+
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
 
 
 OUTER = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "VENV", "PYTHON"}  # what `make test` would pass on to a make of ours
@@ -63,16 +66,17 @@ def installed(built: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
     return folder
 
 
-def test_the_wheel_installs_one_package_and_its_metadata(wheel_names: list[str]) -> None:
+def test_the_wheel_installs_one_package_its_way_in_and_its_metadata(wheel_names: list[str]) -> None:
     tops = {name.split("/")[0] for name in wheel_names}
-    assert tops == {"constrained_diffusion", f"constrained_diffusion-{PROJECT['version']}.dist-info"}
+    metadata = f"lightning_constrained_diffusion-{PROJECT['version']}.dist-info"
+    assert tops == {"constrained_diffusion", "lightning_constrained_diffusion.py", metadata}
 
 
 def test_the_wheel_holds_all_that_the_checkout_has(wheel_names: list[str]) -> None:
     expected = {
         f"constrained_diffusion/{name}" if name.startswith("configs/") else name
         for name in files_of_the_checkout()
-        if name.startswith(("constrained_diffusion/", "configs/"))
+        if name.startswith(("constrained_diffusion/", "lightning_constrained_diffusion.py", "configs/"))
     }
     assert {name for name in wheel_names if ".dist-info/" not in name} == expected
     assert "constrained_diffusion/py.typed" in expected
@@ -94,17 +98,16 @@ def test_the_sdist_makes_the_same_wheel(built: tuple[Path, Path]) -> None:
 def test_the_metadata(installed: Path) -> None:
     (found,) = installed.glob("*.dist-info")
     metadata = PathDistribution(found).metadata
-    assert (metadata["Name"], metadata["License-Expression"]) == ("constrained-diffusion", "Apache-2.0")
+    assert (metadata["Name"], metadata["License-Expression"]) == (DISTRIBUTION, "Apache-2.0")
     assert metadata["Requires-Python"] == ">=3.11"
-    extras = {"image", "maze", "polymer", "dual", "rewards", "dev"}
-    assert set(metadata.get_all("Provides-Extra") or []) == extras
+    assert set(metadata.get_all("Provides-Extra") or []) == set(EXTRAS)
     assert {file.name for file in (found / "licenses").iterdir()} == {"LICENSE", "NOTICE"}
 
 
 def test_both_commands_are_installed_and_are_one_program(installed: Path) -> None:
     (found,) = installed.glob("*.dist-info")
     scripts = {script.name: script.value for script in PathDistribution(found).entry_points}
-    assert scripts == dict.fromkeys(["lightning", "constrained-diffusion"], "constrained_diffusion.cli:main")
+    assert scripts == dict.fromkeys(["lightning", "constrained-diffusion"], "lightning_constrained_diffusion:main")
     assert {file.name for file in (installed / "bin").iterdir()} == set(scripts)
 
 
@@ -115,8 +118,9 @@ def test_lightning_itself_still_leaves_the_command_to_us(name: str) -> None:
 
 
 def test_no_other_installed_distribution_gives_the_command() -> None:
-    given = {script.dist.name for script in entry_points(group="console_scripts", name="lightning") if script.dist}
-    assert given == {"constrained-diffusion"}
+    given = {script.module.split(".")[0] for script in entry_points(group="console_scripts", name="lightning")}
+    assert given
+    assert given <= {"constrained_diffusion", "lightning_constrained_diffusion"}
 
 
 def test_the_installed_wheel_runs_elsewhere(installed: Path, tmp_path: Path) -> None:
@@ -152,7 +156,7 @@ def make_new(target: str, environment: Path) -> list[str]:
 def test_make_demo_installs_fits_and_tests(tmp_path: Path) -> None:
     commands = make_new("demo", tmp_path)
     assert commands[-2:] == [f"{tmp_path}/bin/lightning {verb} --config mnist.yaml" for verb in ("fit", "test")]
-    assert any("--constraint constraints.txt" in command and "[image]" in command for command in commands)
+    assert any("--constraint constraints.txt" in command and "[report]" in command for command in commands)
 
 
 def test_make_demo_maze_installs_the_extra_and_runs_both_configs(tmp_path: Path) -> None:
@@ -160,13 +164,13 @@ def test_make_demo_maze_installs_the_extra_and_runs_both_configs(tmp_path: Path)
     program = f"{tmp_path}/bin/lightning"
     names = [f"{program} {verb} --config {name}.yaml" for name in ("maze2d", "maze2d_goal") for verb in ("fit", "test")]
     assert commands[-4:] == names
-    assert any("[image,maze]" in command for command in commands)
+    assert any("[maze]" in command for command in commands)
 
 
 def test_make_demo_polymer_installs_the_extra_and_runs_its_config(tmp_path: Path) -> None:
     commands = make_new("demo-polymer", tmp_path)
     assert commands[-2:] == [f"{tmp_path}/bin/lightning {verb} --config polymer.yaml" for verb in ("fit", "test")]
-    assert any("[image,polymer]" in command for command in commands)
+    assert any("[polymer]" in command for command in commands)
 
 
 def test_make_installs_once(tmp_path: Path) -> None:
@@ -193,7 +197,6 @@ def test_make_refuses_an_old_python(tmp_path: Path) -> None:
 def test_the_constraints_are_names_and_versions_and_cover_what_is_asked_for() -> None:
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     assert all(re.fullmatch(r"[a-z0-9.-]+==[0-9][0-9a-z.]*", line) for line in lines)
-    extras = PROJECT["optional-dependencies"]
-    asked = [*PROJECT["dependencies"], *extras["image"], *extras["dev"], *extras["rewards"]]
+    asked = [*PROJECT["dependencies"], *(requirement for extra in EXTRAS.values() for requirement in extra)]
     names = {re.split(r"[\[><= ]", requirement)[0].lower() for requirement in asked} - {PROJECT["name"]}
     assert names <= {line.split("==")[0] for line in lines}

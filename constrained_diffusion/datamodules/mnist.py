@@ -10,6 +10,7 @@ import torch
 
 from constrained_diffusion.runtime import untrusted
 from constrained_diffusion.runtime.data import DiffusionDataModule, TensorRows
+from constrained_diffusion.runtime.distribution import needs_extra
 
 
 class MNISTDataModule(DiffusionDataModule):
@@ -52,10 +53,8 @@ class MNISTDataModule(DiffusionDataModule):
         return self._digits(train=True), self._digits(train=False, count=self.held_out)
 
     def _digits(self, train: bool, count: int | None = None) -> TensorRows:
-        try:
+        with needs_extra("mnist", "MNIST needs torchvision"):
             from torchvision.datasets import MNIST
-        except ImportError as error:
-            raise ImportError('MNIST needs torchvision: pip install "constrained-diffusion[image]"') from error
         try:
             for pickled in Path(self.data_dir, "MNIST", "processed").glob("*.pt"):  # which torchvision prefers
                 untrusted.check_archive(pickled)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from constrained_diffusion.runtime.distribution import needs_extra
+
 _EXPECTED = {
     "unet": "UNet2DConditionModel",
     "vae": "",
@@ -29,11 +31,8 @@ def load(source: str, variant: str | None = None) -> Any:
         ImportError: transformers is missing.
         ValueError: it is of another kind, or damaged.
     """
-    try:
+    with needs_extra("text-to-image", "text-to-image models need transformers"):
         import transformers  # noqa: F401  (without it, diffusers has no such pipelines)
-    except ImportError as error:
-        extra = "constrained-diffusion[rewards]"
-        raise ImportError(f'text-to-image models need transformers: pip install "{extra}"') from error
     import diffusers
     from diffusers.utils.import_utils import is_accelerate_available
 

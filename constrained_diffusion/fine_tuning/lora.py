@@ -1,4 +1,4 @@
-"""LoRA adapters through peft (extra `image`): train a few weights, and get the frozen model by switching them off."""
+"""LoRA adapters through peft (extra `lora`): train a few weights, and get the frozen model by switching them off."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
+
+from constrained_diffusion.runtime.distribution import needs_extra
 
 
 def add_adapters(network: nn.Module, settings: dict[str, Any]) -> None:
@@ -20,10 +22,8 @@ def add_adapters(network: nn.Module, settings: dict[str, Any]) -> None:
         ImportError: peft is not installed.
         ValueError: no module of the network matches `target_modules`.
     """
-    try:
+    with needs_extra("lora", "LoRA needs peft"):
         from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise ImportError('LoRA needs peft: pip install "constrained-diffusion[image]"') from error
     inject_adapter_in_model(LoraConfig(**settings), network)
 
 

@@ -14,6 +14,8 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from constrained_diffusion.runtime.distribution import needs_extra
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -174,11 +176,9 @@ def _panels(heights: Sequence[float], lines: Sequence[Line]) -> tuple[Figure, li
     for line in lines:
         if len(line.x) != len(line.y):
             raise ValueError(f"expected x and y of one length, got {len(line.x)} and {len(line.y)} for '{line.name}'.")
-    try:
+    with needs_extra("report", "plots need matplotlib"):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('plots need matplotlib: pip install "constrained-diffusion[image]"') from error
     sheet = Figure(figsize=(_WIDTH, sum(heights) + 0.3), layout="constrained")
     FigureCanvasAgg(sheet)
     panels = sheet.subplots(len(heights), 1, sharex=True, squeeze=False)[:, 0]

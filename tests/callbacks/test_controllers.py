@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import logging
 import math
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from constrained_diffusion.callbacks import (
 from constrained_diffusion.fine_tuning.penalty import multiplier_weight, penalty_active, quadratic_penalty
 from constrained_diffusion.fine_tuning.steering import Steering
 from constrained_diffusion.objectives import Constraint
+from constrained_diffusion.runtime.distribution import install_hint
 
 Function = Callable[[Tensor], Tensor]
 
@@ -246,7 +248,7 @@ def test_without_cooper_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> N
         return real(name, *args)
 
     monkeypatch.setattr(builtins, "__import__", absent)
-    with pytest.raises(ModuleNotFoundError, match=r'pip install "constrained-diffusion\[dual\]"'):
+    with pytest.raises(ImportError, match=re.escape(install_hint("dual"))):
         NuPI()
 
 

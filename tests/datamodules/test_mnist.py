@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from constrained_diffusion.datamodules.mnist import MNISTDataModule
+from constrained_diffusion.runtime.distribution import install_hint
 
 pytest.importorskip("torchvision", reason="torchvision is not installed")
 TRAIN, TEST = 12, 6
@@ -96,7 +98,7 @@ def test_a_size_that_cannot_be_padded_to_is_refused(size: int) -> None:
 
 def test_without_torchvision_the_command_is_named(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
-    with pytest.raises(ImportError, match=r'pip install "constrained-diffusion\[image\]"'):
+    with pytest.raises(ImportError, match=re.escape(install_hint("mnist"))):
         MNISTDataModule(str(digits)).prepare_data()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from constrained_diffusion.denoisers import pipelines
+from constrained_diffusion.runtime.distribution import install_hint
 
 PARTS = {
     "unet": "UNet2DConditionModel",
@@ -85,7 +87,7 @@ def test_a_pipeline_without_weights_is_refused(tmp_path: Path) -> None:
 
 def test_the_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ImportError, match=r'pip install "constrained-diffusion\[rewards\]"'):
+    with pytest.raises(ImportError, match=re.escape(install_hint("text-to-image"))):
         pipelines.load(write(tmp_path))
 
 

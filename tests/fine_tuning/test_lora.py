@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import sys
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from constrained_diffusion.denoisers.loading import PretrainedDenoiser
 from constrained_diffusion.fine_tuning.lora import adapters_off, add_adapters, merge_adapters
 from constrained_diffusion.fine_tuning.loss import PenaltyLoss
 from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
+from constrained_diffusion.runtime.distribution import install_hint
 
 SETTINGS = {"r": 2, "target_modules": ["first", "last", "time"]}
 RANDOM = {**SETTINGS, "init_lora_weights": False}
@@ -127,5 +129,5 @@ def test_layers_that_are_not_there(network: nn.Module) -> None:
 
 def test_without_peft_the_command_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ImportError, match=r'pip install "constrained-diffusion\[image\]"'):
+    with pytest.raises(ImportError, match=re.escape(install_hint("lora"))):
         add_adapters(nn.Linear(1, 1), SETTINGS)

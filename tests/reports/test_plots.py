@@ -7,6 +7,7 @@ import pytest
 
 from constrained_diffusion.reports import plots
 from constrained_diffusion.reports.plots import Line, class_histogram, curves, trend
+from constrained_diffusion.runtime.distribution import install_hint
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -133,7 +134,7 @@ def test_numbers_that_cannot_be_drawn_are_refused(draw, match):
 
 def test_without_matplotlib_the_error_names_the_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
-    with pytest.raises(ImportError, match=r'pip install "constrained-diffusion\[image\]"'):
+    with pytest.raises(ImportError, match=re.escape(install_hint("report"))):
         curves([Line("a", [0, 1], [1, 2])], "a")
 
 

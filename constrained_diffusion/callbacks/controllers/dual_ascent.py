@@ -16,6 +16,7 @@ from torch.optim import SGD, Optimizer
 
 from constrained_diffusion.callbacks.controllers.base import ConstraintCallback, Violations
 from constrained_diffusion.fine_tuning.steering import Steering
+from constrained_diffusion.runtime.distribution import needs_extra
 
 
 class DualAscent(ConstraintCallback):
@@ -97,15 +98,13 @@ class NuPI(DualAscent):
         kwargs: of `DualAscent`.
 
     Raises:
-        ModuleNotFoundError: cooper is not installed.
+        ImportError: cooper is not installed.
     """
 
     def __init__(
         self, lr: float = 0.1, proportional: float = 1.0, integral: float = 1.0, nu: float = 0.0, **kwargs: Any
     ) -> None:
-        try:
+        with needs_extra("dual", "NuPI needs cooper"):
             from cooper.optim.torch_optimizers.nupi_optimizer import nuPI
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError('NuPI needs cooper: pip install "constrained-diffusion[dual]".') from error
         gains: dict[str, Any] = {"Kp": torch.tensor(proportional), "Ki": torch.tensor(integral)}
         super().__init__(partial(nuPI, lr=lr, ema_nu=nu, **gains), **kwargs)

@@ -13,9 +13,10 @@ from lightning.pytorch import Callback, Trainer
 
 from constrained_diffusion.reports.table import before_after_table
 from constrained_diffusion.runtime import untrusted
+from constrained_diffusion.runtime.distribution import DISTRIBUTION
 from constrained_diffusion.runtime.files import rename_existing
 
-PACKAGES = ("constrained-diffusion", "torch", "lightning", "diffusers", "torchmetrics", "jsonargparse")
+PACKAGES = (DISTRIBUTION, "torch", "lightning", "diffusers", "torchmetrics", "jsonargparse")
 
 
 class Results(Callback):

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from constrained_diffusion.runtime.distribution import needs_extra
+
 MEAN = (0.48145466, 0.4578275, 0.40821073)  #: of the RGB channels, as all CLIPs named in this package were trained
 STD = (0.26862954, 0.26130258, 0.27577711)
 REMEMBERED_PROMPTS = 1024
@@ -130,10 +132,8 @@ class FrozenCLIP(nn.Module):
 
 
 def _load(source: str, text: bool) -> tuple[Any, Any]:
-    try:
+    with needs_extra("text-to-image", "CLIP needs transformers"):
         from transformers import AutoTokenizer, CLIPModel
-    except ImportError as error:
-        raise ImportError('CLIP needs transformers: run pip install "constrained-diffusion[rewards]".') from error
     source = str(Path(source).expanduser()) if Path(source).expanduser().is_dir() else source
     try:
         loaded: Any = CLIPModel.from_pretrained(source, output_loading_info=True)

@@ -26,6 +26,7 @@ from torchmetrics.image.kid import poly_kernel
 from torchmetrics.utilities.data import dim_zero_cat
 
 from constrained_diffusion.runtime import untrusted
+from constrained_diffusion.runtime.distribution import needs_extra
 
 _ROWS = 1024  # rows of a kernel matrix held at once
 
@@ -250,12 +251,8 @@ def inception_features(weights_path: str | Path) -> nn.Module:
             f"Inception features expect a weights file, but there is none at '{weights_path}'; download "
             "weights-inception-2015-12-05-6726825d.pth from torch-fidelity's releases, or use the judge's own features."
         )
-    try:
+    with needs_extra("fid", "Inception features need torch-fidelity"):
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-    except ImportError as error:
-        raise ImportError(
-            'Inception features need torch-fidelity: run pip install "constrained-diffusion[image]".'
-        ) from error
     try:
         untrusted.read_checkpoint(weights_path)  # torch-fidelity itself would unpickle anything
         extractor = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(weights_path))

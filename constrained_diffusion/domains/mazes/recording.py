@@ -17,6 +17,7 @@ from rich.progress import track
 
 from constrained_diffusion.domains.mazes.layout import Maze
 from constrained_diffusion.domains.mazes.routes import Solver, route
+from constrained_diffusion.runtime.distribution import needs_extra
 
 if TYPE_CHECKING:
     from minari import MinariDataset
@@ -116,15 +117,13 @@ def packages() -> tuple[Any, Any]:
     Raises:
         ImportError: the extra `maze` is not installed.
     """
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):  # gymnasium-robotics speaks of environments that are not ours
-            import gymnasium
-            import gymnasium_robotics
-            import minari
-    except ImportError as error:
-        raise ImportError(
-            f'mazes need minari, gymnasium-robotics and mujoco ({error}): pip install "constrained-diffusion[maze]"'
-        ) from error
+    with (
+        needs_extra("maze", "mazes need minari, gymnasium-robotics and mujoco"),
+        contextlib.redirect_stderr(io.StringIO()),  # gymnasium-robotics speaks of environments that are not ours
+    ):
+        import gymnasium
+        import gymnasium_robotics
+        import minari
     gymnasium.register_envs(gymnasium_robotics)
     return minari, gymnasium
 

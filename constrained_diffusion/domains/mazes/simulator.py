@@ -23,6 +23,7 @@ from torch import Tensor
 from constrained_diffusion.domains.mazes.layout import Maze
 from constrained_diffusion.domains.mazes.plans import SECONDS
 from constrained_diffusion.domains.mazes.segments import distance_to_segments
+from constrained_diffusion.runtime.distribution import needs_extra
 
 STIFFNESS, DAMPING = 12.5, 1.2  #: of the tracker, as in Diffusion Forcing
 FASTEST, STRONGEST = 5.0, 1.0  #: the environment's limits of velocity and of force, per component
@@ -51,16 +52,12 @@ def point_maze(maze: Maze) -> tuple[Any, Any]:
 
 def require_simulator() -> None:
     """Raise ImportError where MuJoCo or gymnasium-robotics is missing."""
-    try:
+    sentence, otherwise = "executing plans needs MuJoCo and gymnasium-robotics", "execute none (`executed: 0`)"
+    with needs_extra("maze", sentence, otherwise):
         import mujoco  # noqa: F401
 
         with contextlib.redirect_stderr(io.StringIO()):  # it speaks of environments that are not ours
             import gymnasium_robotics  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            'executing plans needs MuJoCo and gymnasium-robotics: run pip install "constrained-diffusion[maze]", or '
-            "execute none (`executed: 0`)."
-        ) from error
 
 
 def execute(maze: Maze, path: Tensor, steps: int | None = None, start_velocity: Tensor | None = None) -> Rollout:

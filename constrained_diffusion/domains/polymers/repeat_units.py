@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from constrained_diffusion.runtime.distribution import needs_extra
+
 ENDS = ("[Cu]", "[Au]")
 BITS, RADIUS = 2048, 2
 
@@ -27,10 +29,8 @@ def require_rdkit() -> Any:
     Raises:
         ImportError: rdkit is not installed; the message names the pip command.
     """
-    try:
+    with needs_extra("polymer", "polymers need rdkit"):
         from rdkit import Chem, RDLogger
-    except ImportError as error:
-        raise ImportError('polymers need rdkit: pip install "constrained-diffusion[polymer]"') from error
     RDLogger.DisableLog("rdApp.*")  # type: ignore[attr-defined]
     return Chem
 

@@ -6,6 +6,8 @@ from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import Tensor, nn
 
+from constrained_diffusion.runtime.distribution import needs_extra
+
 
 class Unet1D(ModelMixin, ConfigMixin):
     """`denoising_diffusion_pytorch.Unet1D`, whose config travels with its weights (`export`).
@@ -24,12 +26,8 @@ class Unet1D(ModelMixin, ConfigMixin):
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(self, channels: int = 1, dim: int = 64, dim_mults: tuple[int, ...] = (1, 2)) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        try:
+        with needs_extra("polymer", "Unet1D needs denoising-diffusion-pytorch"):
             from denoising_diffusion_pytorch import Unet1D as Backbone
-        except ImportError as error:
-            raise ImportError(
-                'Unet1D needs denoising-diffusion-pytorch: pip install "constrained-diffusion[polymer]"'
-            ) from error
         self.halvings = len(dim_mults) - 1
         self.unet = Backbone(dim=dim, dim_mults=dim_mults, channels=channels)
         self.unet.time_mlp[1].register_forward_pre_hook(_in_its_precision)

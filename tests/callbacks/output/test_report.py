@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from constrained_diffusion.callbacks.output.report import MAX_GRIDS, Report, read_metrics, write_report
 from constrained_diffusion.callbacks.output.sample_grid import draw_grid
+from constrained_diffusion.runtime.distribution import install_hint
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -234,7 +235,7 @@ def test_a_long_fit_shows_some_of_its_epochs(tmp_path):
 def test_without_matplotlib_the_rest_is_there(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
     html = page(run)
-    assert 'pip install "constrained-diffusion[image]"' in html.text
+    assert install_hint("report") in html.text
     assert not html.all("svg")
     assert len(html.all("img")) == 5
 

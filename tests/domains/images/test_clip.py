@@ -1,6 +1,7 @@
 """The frozen CLIP against transformers' own network and image processor."""
 
 import copy
+import re
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 
 from constrained_diffusion.domains.images import clip
 from constrained_diffusion.domains.images.clip import FrozenCLIP, checked_prompts, clip_pixels
+from constrained_diffusion.runtime.distribution import install_hint
 
 PROMPTS = ["a cab", "b", "a b c a b c a b c a b c", "a cab"]
 
@@ -142,7 +144,7 @@ def test_folder_without_tokenizer(new_clip, tmp_path):
 
 def test_without_transformers(monkeypatch, clip_folder):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ImportError, match=r'run pip install "constrained-diffusion\[rewards\]"'):
+    with pytest.raises(ImportError, match=re.escape(install_hint("text-to-image"))):
         FrozenCLIP(clip_folder)
 
 

@@ -1,6 +1,7 @@
 """Feature distances against scipy and torchmetrics, and the file that holds the real side."""
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from constrained_diffusion.domains.images.features import (
     inception_features,
     kernel_distance,
 )
+from constrained_diffusion.runtime.distribution import install_hint
 
 
 def normal(n: int, d: int, seed: int, shift: float = 0.0) -> Tensor:
@@ -189,7 +191,7 @@ def test_inception_without_file_or_extra(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(ValueError, match="holds no plain weights"):
         inception_features(path)
     monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
-    with pytest.raises(ImportError, match=r'pip install "constrained-diffusion\[image\]"'):
+    with pytest.raises(ImportError, match=re.escape(install_hint("fid"))):
         inception_features(path)
 
 

@@ -6,6 +6,7 @@ import copy
 import importlib.util
 import json
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from constrained_diffusion.domains.mazes.plan_evaluation import PlanEvaluation
 from constrained_diffusion.objectives import Constraint
 from constrained_diffusion.reports.table import before_after_table
 from constrained_diffusion.runtime import assets
+from constrained_diffusion.runtime.distribution import install_hint
 
 SIMULATED = pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in ("mujoco", "gymnasium_robotics")),
@@ -279,7 +281,7 @@ def test_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="at least one sample, got none; call update"):
         nothing.compute()
     monkeypatch.setitem(sys.modules, "mujoco", None)
-    with pytest.raises(ImportError, match=r'pip install "constrained-diffusion\[maze\]", or execute none'):
+    with pytest.raises(ImportError, match=re.escape(install_hint("maze")) + ", or execute none"):
         evaluation(executed=1)
 
 

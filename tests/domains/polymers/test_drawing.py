@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import sys
 
 import numpy as np
@@ -13,6 +14,7 @@ from rdkit.Chem import Draw
 
 from constrained_diffusion.domains.polymers.drawing import COLUMNS, MARGIN, SIDE, unit_pictures
 from constrained_diffusion.domains.polymers.repeat_units import canonical
+from constrained_diffusion.runtime.distribution import install_hint
 
 UNITS = ["[Cu]CCO[Au]", "[Cu]CC(Cl)N[Au]", "[Cu]c1ccc(C(=O)[Au])cc1"]
 INVALID = ["CC(", "CCO", "[Cu]C.C[Au]", "", 5 * "CCCCCOOOOO"]
@@ -72,5 +74,5 @@ def test_no_strings_give_no_pictures() -> None:
 
 def test_the_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rdkit", None)
-    with pytest.raises(ImportError, match=r'pip install "constrained-diffusion\[polymer\]"'):
+    with pytest.raises(ImportError, match=re.escape(install_hint("polymer"))):
         unit_pictures(UNITS)
