@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from constrained_diffusion.batch import Batch
+from constrained_diffusion.constraint_rates import ConstraintRates, judges_samples, unique_names
 from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.denoisers.export import export, weights_sha256
 from constrained_diffusion.denoisers.loading import denoiser_config
 from constrained_diffusion.diffusion.prediction import Predict
 from constrained_diffusion.diffusion.sampler import Sampler, seeded_noise
-from constrained_diffusion.evaluation import Evaluation
+from constrained_diffusion.evaluation import Evaluation, OwnViolations
 from constrained_diffusion.fine_tuning.lora import adapters_off, merge_adapters
 from constrained_diffusion.fine_tuning.networks import DiffusionNetworks
 from constrained_diffusion.guides.base import Guide
@@ -30,7 +31,6 @@ from constrained_diffusion.runtime import assets, untrusted
 from constrained_diffusion.runtime.precision import Float32ModuleList, keep_float32, to_float32
 from constrained_diffusion.runtime.randomness import keyed_normal
 from constrained_diffusion.runtime.ranks import sum_over_ranks
-from constrained_diffusion.statistics import ViolationRate
 
 Weights = Literal["ema", "raw", "pretrained"]
 TRAINING, HELD_OUT, NETWORK = 1, 2, 3  # streams of random numbers
@@ -61,9 +61,11 @@ class EvaluatedDiffusion(DiffusionNetworks):
         super().__init__()
         self.guide = guide
         self.denoiser, self.constraints = denoiser, Float32ModuleList(constraints)
-        self.constraint_names = _unique_names(constraints)
+        self.constraint_names = unique_names(constraints)
         self.counted = [constraint.has_verdict for constraint in constraints]  #: whether each has a verdict
         self.in_expectation = [constraint.in_expectation for constraint in constraints]
+        if evaluation is None and constraints:
+            evaluation = OwnViolations()
         self.evaluation, self.sampler, self.seed, self.recompute = evaluation, sampler, seed, recompute
         self.max_violation_rate = max_violation_rate
         self.strict_loading = (
@@ -76,7 +78,7 @@ class EvaluatedDiffusion(DiffusionNetworks):
             copy.deepcopy(denoiser.network).requires_grad_(False).eval() if constraints and keep_pretrained else None
         )
         self._frozen: tuple[nn.Module, ...] = (frozen,) if frozen is not None else ()
-        self.own_violation = ViolationRate()  #: by the constraints' own g
+        self.own_violation = ConstraintRates(constraints)  #: by the constraints' own g
         self.results: dict[str, dict[str, Any]] = {}
         self._stored_figures: dict[int, dict[str, Any]] = {}
         self._started, self._earlier_seconds = 0.0, 0.0
@@ -167,8 +169,10 @@ class EvaluatedDiffusion(DiffusionNetworks):
         before = self._stored_before(measured["n"])
         if self.evaluation is not None and before is not None:
             self.evaluation.compare(before, measured)
-        flat = {k: v for k, v in {**measured, **measured.get("metrics", {})}.items() if isinstance(v, float)}
-        self.log_dict({f"val/{name}": value for name, value in flat.items()})
+        flat = {**measured, **measured.get("metrics", {}), "n": float(measured["n"])}
+        for name, own in measured.get("constraints", {}).items():
+            flat |= {f"{key}/{name}": own[key] for key in ("violation_rate", "violation_upper_95")}
+        self.log_dict({f"val/{name}": value for name, value in flat.items() if isinstance(value, float)})
 
     def held_out_loss(self, batch: Batch) -> Tensor:
         """Return the EMA network's mean error on `batch`, measured and weighted as in training; noise keyed by row."""
@@ -188,7 +192,7 @@ class EvaluatedDiffusion(DiffusionNetworks):
 
     def on_test_start(self) -> None:
         self.results = {}
-        self._before = (copy.deepcopy(self.evaluation), ViolationRate().to(self.device))
+        self._before = (copy.deepcopy(self.evaluation), ConstraintRates(self.constraints).to(self.device))  # type: ignore[arg-type]
         self._reset(self.evaluation, self.own_violation)
         self._reset(*self._before)
 
@@ -205,10 +209,10 @@ class EvaluatedDiffusion(DiffusionNetworks):
                 self.evaluation.compare(self.results["before"], self.results["after"])
 
     @torch.no_grad()
-    def _measure(self, samples: Tensor, evaluation: Evaluation | None, own: ViolationRate) -> None:
+    def _measure(self, samples: Tensor, evaluation: Evaluation | None, own: ConstraintRates) -> None:
         if evaluation is not None:
             evaluation.update(samples)
-        own.update(self.feasible(samples) == 0)
+        own.update(samples)
 
     @torch.no_grad()
     def feasible(self, clean: Tensor) -> Tensor:
@@ -219,16 +223,16 @@ class EvaluatedDiffusion(DiffusionNetworks):
         """
         result = torch.ones(len(clean), device=clean.device)
         for constraint in self.constraints:
-            if constraint.has_verdict and not constraint.needs_step_record:
+            if judges_samples(constraint):  # type: ignore[arg-type]
                 result = result * constraint.holds(clean)  # type: ignore[operator]
         return result
 
-    def _measured(self, evaluation: Evaluation | None, own: ViolationRate) -> dict[str, Any]:
+    def _measured(self, evaluation: Evaluation | None, own: ConstraintRates) -> dict[str, Any]:
         measured = own.compute()
         result: dict[str, Any] = {"violation_rate": None, "violation_upper_95": None, "n": measured["n"], "metrics": {}}
         result |= evaluation.compute() if evaluation is not None else {}
         if len(self.constraints):
-            result |= {f"own_{key}": measured[key] for key in ("violation_rate", "violation_upper_95")}
+            result |= {key: value for key, value in measured.items() if key != "n"}
         return result
 
     def _stored_before(self, count: int) -> dict[str, Any] | None:
@@ -246,7 +250,7 @@ class EvaluatedDiffusion(DiffusionNetworks):
         return copy.deepcopy(self._stored_figures[count])
 
     @staticmethod
-    def _reset(evaluation: Evaluation | None, own: ViolationRate) -> None:
+    def _reset(evaluation: Evaluation | None, own: ConstraintRates) -> None:
         own.reset()
         if evaluation is not None:
             evaluation.reset()
@@ -314,8 +318,3 @@ class EvaluatedDiffusion(DiffusionNetworks):
 def loss_rows(batch: Batch) -> list[int]:
     """Return each row's place in the data set; its place in the batch where that is not known."""
     return list(range(len(batch.clean))) if batch.rows is None else batch.rows.tolist()
-
-
-def _unique_names(constraints: list[Constraint]) -> list[str]:
-    names = [type(constraint).__name__ for constraint in constraints]
-    return [name if names.count(name) == 1 else f"{name}_{i}" for i, name in enumerate(names)]

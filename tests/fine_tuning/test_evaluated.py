@@ -271,7 +271,7 @@ def test_a_sample_whose_g_is_no_number_violates(tiny_denoiser: Any) -> None:
 
     module = ConstrainedDiffusion(tiny_denoiser(), Broken())
     module._measure(torch.zeros(4, 1, 8, 8), None, module.own_violation)
-    assert module.own_violation.compute()["violation_rate"] == 0.75
+    assert module.own_violation.compute()["own_violation_rate"] == 0.75
 
 
 def test_constraints_that_do_not_count_have_no_verdict(tiny_denoiser: Any, too_bright: Any) -> None:
