@@ -129,6 +129,20 @@ def test_only_what_is_above_the_domains_imports_them() -> None:
     assert users <= {"domains", "domains.images", "domains.mazes", "domains.polymers", "datamodules", "cli"}
 
 
+DOMAIN_WORDS = re.compile(r"digit|maze|planner|\bplans?\b|polymer|molecul|mnist|smiles", re.IGNORECASE)
+
+
+@pytest.mark.parametrize("part", ["reports", "callbacks", "evaluation", "constraint_rates"])
+def test_what_serves_all_domains_knows_the_words_of_none(part: str) -> None:
+    files = [file for name, file in MODULES.items() if name == part or name.startswith(f"{part}.")]
+    assert files
+    assert not {
+        f"{file.relative_to(PACKAGE)}: {found[0]}"
+        for file in files
+        for found in DOMAIN_WORDS.finditer(file.read_text())
+    }
+
+
 def import_table() -> str:
     """The table of docs/architecture.md: each folder, its floor, and the folders that it imports from."""
     found: dict[str, set[str]] = {key: set() for key in FLOORS}

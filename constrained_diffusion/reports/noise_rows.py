@@ -38,7 +38,7 @@ def _is_whole(row: Any) -> bool:
 def _is_finite(value: Any) -> bool:
     try:
         return math.isfinite(value)
-    except OverflowError:  # an integer of hundreds of digits
+    except OverflowError:  # an integer beyond floats
         return False
 
 

@@ -6,7 +6,10 @@ from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import Tensor, nn
 
+from constrained_diffusion.runtime.stored_networks import storable
 
+
+@storable
 class Unet1D(ModelMixin, ConfigMixin):
     """`denoising_diffusion_pytorch.Unet1D`, whose config travels with its weights (`export`).
 
