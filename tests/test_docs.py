@@ -11,14 +11,17 @@ import torch
 
 from constrained_diffusion import objectives
 from constrained_diffusion.cli.command import main
+from constrained_diffusion.domains.images import ClassEvaluation, PretrainedClassifier
+from constrained_diffusion.evaluation import OwnViolations
 from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
+from constrained_diffusion.objectives import registry
 
 DOCS = Path(__file__).parent.parent / "docs"
 
 
 @pytest.fixture
 def recipes(monkeypatch):
-    monkeypatch.setattr(objectives, "_REGISTRY", dict(objectives._REGISTRY))
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
     names: dict = {"__name__": "recipes"}
     for block in re.findall(r"```python\n(.*?)```", (DOCS / "own-constraint.md").read_text(), re.DOTALL):
         exec(compile(block, "own-constraint.md", "exec"), names)
@@ -36,6 +39,12 @@ def test_own_constraint_loss_and_controller(recipes, tiny_denoiser, tiny_data, f
     assert trainer.global_step == 4
     assert float(module.penalty_coefficient) == 16.0
     assert isinstance(module, ConstrainedDiffusion)
+    assert isinstance(module.evaluation, OwnViolations)
+    beside = ClassEvaluation(PretrainedClassifier("mnist_judge"))  # that of mnist.yaml
+    beside.bind([constraint])
+    beside.update(torch.rand(2, 1, 28, 28))
+    assert (beside.compute()["violation_rate"], beside.compute()["n"]) == (None, 2)
+    assert recipes["ToneEvaluation"]().declared()["figures"][0]["label"] == "mean peak"
 
 
 def test_noise_optimization_in_python(capsys):
