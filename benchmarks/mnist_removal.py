@@ -36,7 +36,7 @@ def row(results: dict[str, Any]) -> list[str]:
         return text if held else text + "*"
 
     return [
-        str(results["label"]),
+        results["subject"],
         f"{before['violation_rate']:.2%}",
         mark(f"{after['violation_rate']:.2%}", after["violation_rate"] <= 0.005),
         mark(f"{after['violation_upper_95']:.2%}", after["violation_upper_95"] <= 0.01),

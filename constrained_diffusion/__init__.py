@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from constrained_diffusion.objectives import Constraint, Reward, available, get, register
+from constrained_diffusion.runtime import stored_networks
 
 if TYPE_CHECKING:
     from constrained_diffusion.denoisers.adapter import Denoiser
@@ -57,6 +58,14 @@ __all__ = [
     "get",
     "register",
 ]
+
+
+def _load_domains() -> None:
+    import_module("constrained_diffusion.domains").load()
+
+
+# Weights may name a network of a domain that nobody has imported: `PretrainedDenoiser("maze2d_planner")`.
+stored_networks.IMPORTERS.append(_load_domains)
 
 
 def __getattr__(name: str) -> Any:

@@ -28,8 +28,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from constrained_diffusion.callbacks.output.noise_results import read_results, summary
-from constrained_diffusion.callbacks.output.report import read_metrics
 from constrained_diffusion.callbacks.run.continue_log import rows
 from constrained_diffusion.cli import command, config_errors, runs
 from constrained_diffusion.datamodules import ImageFolderDataModule, MNISTDataModule, PromptsDataModule
@@ -39,6 +37,8 @@ from constrained_diffusion.denoisers.export import export
 from constrained_diffusion.denoisers.loading import PretrainedDenoiser
 from constrained_diffusion.denoisers.schedule import DiffusersSchedule
 from constrained_diffusion.domains.images.classifiers import DigitCNN, load_classifier
+from constrained_diffusion.reports.noise_rows import read_results, summary
+from constrained_diffusion.reports.run_report import read_metrics
 from constrained_diffusion.runtime import assets, cards
 from constrained_diffusion.runtime.stored_networks import save_network
 

@@ -11,6 +11,8 @@ import torch
 
 from constrained_diffusion import objectives
 from constrained_diffusion.cli.command import main
+from constrained_diffusion.domains.images import ClassEvaluation, PretrainedClassifier
+from constrained_diffusion.evaluation import OwnViolations
 from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
 from constrained_diffusion.objectives import registry
 
@@ -37,6 +39,12 @@ def test_own_constraint_loss_and_controller(recipes, tiny_denoiser, tiny_data, f
     assert trainer.global_step == 4
     assert float(module.steering.penalty_coefficient) == 16.0
     assert isinstance(module, ConstrainedDiffusion)
+    assert isinstance(module.evaluation, OwnViolations)
+    beside = ClassEvaluation(PretrainedClassifier("mnist_judge"))  # that of mnist.yaml
+    beside.bind([constraint])
+    beside.update(torch.rand(2, 1, 28, 28))
+    assert (beside.compute()["violation_rate"], beside.compute()["n"]) == (None, 2)
+    assert recipes["ToneEvaluation"]().declared()["figures"][0]["label"] == "mean peak"
 
 
 def test_noise_optimization_in_python(capsys):

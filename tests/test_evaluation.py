@@ -1,12 +1,15 @@
 """What a subclass of `Evaluation` must write, and what it gets for nothing."""
 
+import json
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from constrained_diffusion.evaluation import Evaluation, images
+from constrained_diffusion.evaluation import Evaluation, Figure, OwnViolations, images
+from constrained_diffusion.objectives import Constraint
 from constrained_diffusion.statistics import ViolationRate
 
 
@@ -60,3 +63,51 @@ def test_plans_and_other_samples_are_no_images(shape: tuple[int, ...]) -> None:
 def test_the_base_cannot_be_used_itself() -> None:
     with pytest.raises(TypeError, match="abstract methods"):
         Evaluation()  # type: ignore[abstract]
+
+
+def test_what_is_declared_by_default_is_nothing() -> None:
+    assert NegativeSum().declared() == {"figures": [], "subject": "violations", "overlays_legend": ""}
+
+
+def test_figures_come_back_from_json() -> None:
+    figure = Figure("shares", "class shares", "histogram", "less", headline=True, marked=4)
+    assert Figure.from_json(json.loads(json.dumps(asdict(figure)))) == figure
+    assert Figure.from_json({"key": "a", "label": "b"}) == Figure("a", "b")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        *[None, 3, [], {}, {"key": "a"}, {"key": 1, "label": "b"}, {"key": "a", "label": ["b"]}],
+        *[{"key": "a", "label": "b", "other": 1}, {"key": "a", "label": "b", "kind": "x"}],
+        *[{"key": "a", "label": "b", "kind": []}, {"key": "a", "label": "b", "marked": "4"}],
+    ],
+)
+def test_what_is_no_figure_is_none(entry: Any) -> None:
+    assert Figure.from_json(entry) is None
+
+
+def test_a_figure_of_an_unknown_kind_is_refused() -> None:
+    with pytest.raises(ValueError, match="expects a kind of rate, number, .*; got 'share' and 'high'"):
+        Figure("a", "b", "share", "high")  # type: ignore[arg-type]
+
+
+class Positive(Constraint):
+    def forward(self, clean: Tensor) -> Tensor:
+        return clean.flatten(1).sum(1)
+
+
+def test_own_violations_mark_what_breaks_a_constraint_and_find_nothing_else() -> None:
+    helping, counting = Positive(tolerance=-5.0), Positive(tolerance=0.5)
+    helping.has_verdict = False
+    evaluation = OwnViolations()
+    evaluation.bind([helping, counting])
+    clean = torch.tensor([[0.2, 0.2], [0.5, 0.1], [float("nan"), 0.0]])
+    evaluation.update(clean)
+    evaluation.update(clean[:1])
+    assert evaluation.marks(clean) == ["", "violation", "violation"]
+    result = evaluation.compute()
+    assert result == {"violation_rate": None, "violation_upper_95": None, "n": 4, "metrics": {}}
+    evaluation.reset()
+    evaluation.update(clean[:2])
+    assert evaluation.compute()["n"] == 2

@@ -16,14 +16,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from constrained_diffusion.callbacks.output.noise_results import read_results, summary
-from constrained_diffusion.callbacks.output.report import read_json, read_metrics
 from constrained_diffusion.callbacks.run.continue_log import rows
 from constrained_diffusion.cli import command, config_errors
 from constrained_diffusion.datamodules import PromptsDataModule
 from constrained_diffusion.denoisers.config import build
 from constrained_diffusion.denoisers.schedule import DiffusersSchedule
 from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
+from constrained_diffusion.reports.noise_rows import read_results, summary
+from constrained_diffusion.reports.run_report import read_json, read_metrics
 from constrained_diffusion.runtime import cards, untrusted
 
 # One scratch file per test serves all of its examples.

@@ -13,14 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from constrained_diffusion import datamodules
-from constrained_diffusion.domains.images import zoo_entries as images
-from constrained_diffusion.domains.mazes import zoo_entries as mazes
-from constrained_diffusion.domains.polymers import zoo_entries as polymers
+from constrained_diffusion import datamodules, domains
 from constrained_diffusion.runtime import assets, cards
 from constrained_diffusion.runtime.cards import ZooEntry
 
-ENTRIES: dict[str, ZooEntry] = images.ENTRIES | mazes.ENTRIES | polymers.ENTRIES
+ENTRIES: dict[str, ZooEntry] = domains.zoo_entries()
 ZOO = assets.FOLDER
 
 

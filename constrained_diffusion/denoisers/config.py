@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-from importlib import import_module
 from typing import Any, NamedTuple, cast
 
 from torch import nn
@@ -13,12 +12,8 @@ from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.denoisers.schedule import DiffusersSchedule
 from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
 from constrained_diffusion.diffusion.normalizer import Normalizer
+from constrained_diffusion.runtime import stored_networks
 
-OURS = {  #: networks of our own that a config may name, and the modules that they are in
-    "TransformerPlanner": "domains.mazes.planners",
-    "RecurrentPlanner": "domains.mazes.planners",
-    "Unet1D": "domains.polymers.unet1d",
-}
 _OBJECTS = ("network", "noise_schedule", "normalizer")  #: parts of a config that are objects themselves
 
 
@@ -34,7 +29,7 @@ class Parts(NamedTuple):
 def denoiser_config(denoiser: Denoiser) -> dict[str, Any]:
     """Return what `build` needs to make `denoiser` again, without its weights; plain JSON types only.
 
-    The network's config is None where its class is not one of diffusers'.
+    The network's config is None where its class is neither one of diffusers' nor `storable`.
     """
     config = {
         "network": network_config(denoiser.network),
@@ -47,11 +42,13 @@ def denoiser_config(denoiser: Denoiser) -> dict[str, Any]:
 
 
 def network_config(network: nn.Module) -> dict[str, Any]:
-    """Return the class and, where it is one of diffusers', the config of `network`."""
+    """Return the class of `network` and, where it is one of diffusers' or `storable`, what makes it again."""
     config: dict[str, Any] | None = None
     if is_diffusers(network):
         saved = json.loads(cast(Any, network).to_json_string())
         config = {key: value for key, value in saved.items() if key != "_name_or_path"}  # a path of this machine
+    elif stored_networks.NETWORKS.get(type(network).__name__) is type(network):
+        config = dict(cast(Any, network).settings)
     return {"class": type(network).__name__, "config": config}
 
 
@@ -67,7 +64,7 @@ def build(config: dict[str, Any], network: nn.Module | None = None) -> Denoiser:
 
     Args:
         config: what `denoiser_config` returned.
-        network: the network itself, needed where it is not one of diffusers'.
+        network: the network itself, needed where it is neither one of diffusers' nor `storable`.
 
     Raises:
         ValueError: the network cannot be made from the config, or something is missing from it.
@@ -80,7 +77,8 @@ def is_diffusers(network: nn.Module) -> bool:
     import diffusers
 
     cls = type(network)
-    return issubclass(cls, diffusers.ModelMixin) and _network(cls.__name__) is cls
+    known = stored_networks.NETWORKS.get(cls.__name__) or getattr(diffusers, cls.__name__, None)
+    return issubclass(cls, diffusers.ModelMixin) and known is cls
 
 
 def parts(config: dict[str, Any], network: nn.Module | None, schedule: NoiseSchedule | None, source: str) -> Parts:
@@ -98,7 +96,8 @@ def parts(config: dict[str, Any], network: nn.Module | None, schedule: NoiseSche
         raise ValueError(f"{source} has no noise schedule: give one as `noise_schedule=...` (a DiffusersSchedule).")
     try:
         if network is None:
-            network = network_class(described["class"], source).from_config(described["config"])
+            cls, settings = network_class(described["class"], source), described["config"]
+            network = cls.from_config(settings) if hasattr(cls, "from_config") else cls(**settings)
         if schedule is None:
             schedule = NoiseSchedule(**stored) if "alphas_cumprod" in stored else DiffusersSchedule(stored)
         normalizer = Normalizer(**config["normalizer"]) if config.get("normalizer") else None
@@ -117,27 +116,24 @@ def _shape(stored: Any, source: str) -> tuple[int, ...] | None:
     return tuple(stored)
 
 
-def _network(name: str) -> Any:
-    import diffusers
-
-    if name in OURS:
-        return getattr(import_module(f"constrained_diffusion.{OURS[name]}"), name)
-    return getattr(diffusers, name, None)
-
-
 def network_class(name: str, source: object) -> Any:
-    """Return the network class called `name`, diffusers' or ours.
+    """Return the network class called `name`: one of diffusers', or a `storable` one.
 
     Raises:
         ValueError: there is no noise predictor of that name.
     """
     import diffusers
 
-    cls: Any = _network(name)
-    is_network = inspect.isclass(cls) and issubclass(cls, diffusers.ModelMixin)
-    if not is_network or "timestep" not in inspect.signature(cls.forward).parameters:
-        raise ValueError(
-            f"{source} names the class '{name}', which is no noise predictor of diffusers: expected one like "
-            f"UNet2DModel, or {' or '.join(OURS)}; for another network use Denoiser(network=..., noise_schedule=...)."
-        )
-    return cls
+    cls: Any = (
+        stored_networks.NETWORKS.get(name) or getattr(diffusers, name, None) or stored_networks.find_network(name)
+    )
+    if inspect.isclass(cls) and issubclass(cls, nn.Module):
+        parameters = inspect.signature(cls.forward).parameters
+        own = stored_networks.NETWORKS.get(name) is cls and len(parameters) > 2  # self, x_t, t
+        if own or (issubclass(cls, diffusers.ModelMixin) and "timestep" in parameters):
+            return cls
+    raise ValueError(
+        f"{source} names the class '{name}', which is no noise predictor of diffusers and no registered one: expected "
+        f"one like UNet2DModel, or {' or '.join(sorted(stored_networks.NETWORKS))}; register a class of your own with "
+        "runtime.stored_networks.storable before, or use Denoiser(network=..., noise_schedule=...)."
+    )

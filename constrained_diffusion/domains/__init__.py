@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from importlib import import_module
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pkgutil import iter_modules
 from types import ModuleType
+
+from constrained_diffusion.runtime.cards import ZooEntry
 
 GROUP = "constrained_diffusion.domains"  #: the entry points by which installed packages offer domains of their own
 
@@ -18,6 +21,16 @@ def load() -> list[ModuleType]:
     """
     ours = [import_module(f"{__name__}.{found.name}") for found in iter_modules(__path__)]
     return [*ours, *map(_offered, entry_points(group=GROUP))]
+
+
+def zoo_entries() -> dict[str, ZooEntry]:
+    """Return what the domains declare as `ENTRIES` in a module `zoo_entries`, by name; some have none."""
+    found: dict[str, ZooEntry] = {}
+    for domain in load():
+        name = f"{domain.__name__}.zoo_entries"
+        if hasattr(domain, "__path__") and find_spec(name) is not None:
+            found |= import_module(name).ENTRIES
+    return found
 
 
 def _offered(entry: object) -> ModuleType:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from constrained_diffusion.constraint_rates import ConstraintRates
 from constrained_diffusion.diffusion.prediction import Predict
 from constrained_diffusion.diffusion.sampler import Sampler, seeded_noise
 from constrained_diffusion.evaluation import Evaluation
@@ -20,7 +21,6 @@ from constrained_diffusion.guides.base import Guide
 from constrained_diffusion.runtime import assets
 from constrained_diffusion.runtime.precision import to_float32
 from constrained_diffusion.runtime.ranks import place, sum_over_ranks
-from constrained_diffusion.statistics import ViolationRate
 
 
 class Tally:
@@ -34,7 +34,7 @@ class Tally:
 
     def __init__(self, steering: Steering, evaluation: Evaluation | None, device: torch.device) -> None:
         self.steering, self.evaluation = steering, evaluation
-        self.own = ViolationRate().to(device)
+        self.own = ConstraintRates(steering.constraints).to(device)  # type: ignore[arg-type]
         if evaluation is not None:
             evaluation.reset()
 
@@ -43,7 +43,7 @@ class Tally:
         """Measure one batch of samples `(B, *shape)`, in the data's units."""
         if self.evaluation is not None:
             self.evaluation.update(samples)
-        self.own.update(self.steering.feasible(samples) == 0)
+        self.own.update(samples)
 
     def compute(self) -> dict[str, Any]:
         """Return the figures of all ranks' samples, JSON-ready; all ranks must call it."""
@@ -51,7 +51,7 @@ class Tally:
         result: dict[str, Any] = {"violation_rate": None, "violation_upper_95": None, "n": own["n"], "metrics": {}}
         result |= self.evaluation.compute() if self.evaluation is not None else {}
         if self.steering.names:
-            result |= {f"own_{key}": own[key] for key in ("violation_rate", "violation_upper_95")}
+            result |= {key: value for key, value in own.items() if key != "n"}
         return result
 
 
@@ -189,7 +189,9 @@ class Evaluator:
         if self.evaluation is not None and stored is not None and len(stored) >= first + measured["n"]:
             before = self._of_stored(stored[first : first + measured["n"]])
             self.evaluation.compare(before, measured)
-        flat = {**measured, **measured["metrics"]}
+        flat = {**measured, **measured["metrics"], "n": float(measured["n"])}
+        for name, own in measured.get("constraints", {}).items():
+            flat |= {f"{key}/{name}": own[key] for key in ("violation_rate", "violation_upper_95")}
         return {f"val/{name}": value for name, value in flat.items() if isinstance(value, float)}
 
     def _of_stored(self, samples: Tensor) -> dict[str, Any]:

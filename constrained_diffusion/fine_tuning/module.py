@@ -16,7 +16,7 @@ from constrained_diffusion.batch import Batch
 from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.diffusion.rejection import Rejection, RejectionResult, check_rejection, rejection_sample
 from constrained_diffusion.diffusion.sampler import Sampler
-from constrained_diffusion.evaluation import Evaluation
+from constrained_diffusion.evaluation import Evaluation, OwnViolations
 from constrained_diffusion.fine_tuning import hooks
 from constrained_diffusion.fine_tuning.checkpoint import check_state, own_state, read_ema
 from constrained_diffusion.fine_tuning.evaluator import Evaluator
@@ -43,7 +43,7 @@ class ConstrainedDiffusion(TrainedModule):
             "anchored_algorithm1", "conditioned_algorithm1"; see `Formulation`, which may be given too.
         max_timestep: T_phi; the constraints see the rows with t < T_phi. None: all rows.
         open_from: for "conditioned_algorithm1", see `PenaltyLoss`.
-        evaluation: what `validate` and `test` measure on samples.
+        evaluation: what `validate` and `test` measure on samples; by default g alone.
         sampler: the sampler of evaluation and prediction.
         guide: what steers every sampling of this model, in evaluation, prediction and for generated training sets.
         ema_decay: decay of the moving average of the weights, which every sample is drawn from.
@@ -90,6 +90,7 @@ class ConstrainedDiffusion(TrainedModule):
         if rejection is not None:
             check_rejection(given)
         self.networks = Networks(denoiser, ema_decay, lora, keep_frozen=bool(given))
+        evaluation = OwnViolations() if evaluation is None and given else evaluation
         self.evaluation, self.guide = evaluation, guide  # here, so that Lightning moves them
         self.evaluator = Evaluator(self.networks, steering, evaluation, sampler, guide)
         self.noise_levels, self.max_violation_rate, self.rejection = noise_levels, max_violation_rate, rejection

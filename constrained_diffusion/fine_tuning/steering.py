@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from constrained_diffusion.constraint_rates import judges_samples, unique_names
 from constrained_diffusion.fine_tuning.penalty import quadratic_penalty, violation
 from constrained_diffusion.objectives import Constraint, StepRecord
 from constrained_diffusion.runtime.precision import Float32ModuleList, keep_float32, to_float32
@@ -73,7 +74,7 @@ class Steering(nn.Module):
         """
         result = torch.ones(len(clean), device=clean.device)
         for constraint in self.constraints:
-            if constraint.has_verdict and not constraint.needs_step_record:
+            if judges_samples(constraint):  # type: ignore[arg-type]
                 result = result * constraint.holds(clean)  # type: ignore[operator]
         return result
 
@@ -87,9 +88,3 @@ class Steering(nn.Module):
                     "differentiable; optimise the noise instead (`lightning predict` with noise optimisation takes "
                     "black-box objectives), or give a differentiable surrogate."
                 )
-
-
-def unique_names(constraints: Sequence[Constraint]) -> list[str]:
-    """Return a name for each constraint: that of its class, numbered where classes repeat."""
-    names = [type(constraint).__name__ for constraint in constraints]
-    return [name if names.count(name) == 1 else f"{name}_{i}" for i, name in enumerate(names)]

@@ -84,17 +84,17 @@ def curves(
 
 
 def trend(
-    fid: Line | None,
+    distance: Line | None,
     rate: Line | None,
     upper: Line | None = None,
     x_label: str = "epoch",
     limit: float | None = None,
     kind: Kind = "svg",
 ) -> bytes:
-    """Draw FID above the share of the forbidden class, over a common x (the penalty paper's Figure 5).
+    """Draw a figure above the share of violating samples, over a common x (the penalty paper's Figure 5).
 
     Args:
-        fid: Frechet distance, smaller is better; None leaves its panel out.
+        distance: any number, such as the Frechet distance; None leaves its panel out.
         rate: shares in [0, 1]; shown in percent; the name is the panel's label.
         upper: the upper 95 % bounds of `rate`, at the same x.
         x_label: what x counts.
@@ -102,15 +102,15 @@ def trend(
         kind: "svg" or "png".
 
     Raises:
-        ValueError: neither FID nor rate, or x and y of different lengths.
+        ValueError: neither distance nor rate, or x and y of different lengths.
         ImportError: matplotlib is missing.
     """
-    given = [line for line in (fid, rate) if line is not None]
+    given = [line for line in (distance, rate) if line is not None]
     heights = [1.4, 1.4] if len(given) > 1 else [_PANEL] * len(given)
     sheet, panels = _panels(heights, [*given, *([upper] if upper else [])])
     labels = []
     for axes, line in zip(panels, given, strict=True):
-        if line is fid:
+        if line is distance:
             axes.plot(line.x, line.y, color=BLUE, linewidth=1.4, marker="o", markersize=3)
             labels.append((axes, line.name))
             continue

@@ -1,4 +1,4 @@
-"""Before and after in words: the table and the one-sentence verdict, as pure functions of `results.json`'s content.
+"""Before and after in words: the table and the verdict, as pure functions of `results.json`'s content.
 
 Percentages have one decimal from 1 % on and two below, and an upper bound is rounded up, so that what is printed never
 promises more than what was measured. A figure that is missing or is no finite number shows as "-".
@@ -12,9 +12,7 @@ from functools import partial
 from html import escape
 from typing import Any, NamedTuple
 
-_DIGITS = ("zeros", "ones", "twos", "threes", "fours", "fives", "sixes", "sevens", "eights", "nines")
-_COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
-_KNOWN = {"total_variation", "total_variation_noise_floor", "non_digit_rate", "fid", "kid"}
+from constrained_diffusion.evaluation import Figure
 
 
 class Row(NamedTuple):
@@ -65,41 +63,78 @@ def figure(value: object) -> str:
     return f"{plain:.2g}"
 
 
-def histogram(results: Mapping[str, Any], side: str) -> list[float]:
-    """Return the class histogram of "before" or "after", [] where there is none of numbers alone."""
-    counts = _dict(_dict(results, side), "metrics").get("class_histogram")
+def histogram(results: Mapping[str, Any], side: str, key: str) -> list[float]:
+    """Return the histogram of that name "before" or "after", [] where there is none of numbers alone."""
+    counts = _dict(_dict(results, side), "metrics").get(key)
     values = [number(count) for count in counts] if isinstance(counts, list) else []
     known = [value for value in values if value is not None]
     return known if len(known) == len(values) else []
 
 
-def label_word(results: Mapping[str, Any]) -> str:
-    """Return what the removed class is called: "fours" for 4 of ten digits, "class 12" else, "violations" without."""
-    label = results.get("label")
-    if not isinstance(label, int) or isinstance(label, bool):
-        return "violations"
-    digits = _classes(results) in (0, len(_DIGITS)) and 0 <= label < len(_DIGITS)
-    return _DIGITS[label] if digits else f"class {label}"
+def figures(results: Mapping[str, Any]) -> list[Figure]:
+    """Return the figures that the evaluation has declared, in its order; entries of another form are left out."""
+    declared = results.get("figures")
+    found = map(Figure.from_json, declared) if isinstance(declared, list) else ()
+    return [each for each in found if each is not None]
+
+
+def subject(results: Mapping[str, Any]) -> str:
+    """Return what the evaluation calls the samples that it finds violating, such as "fours"."""
+    named = results.get("subject")
+    return named if isinstance(named, str) and named else "violations"
 
 
 def rows(results: Mapping[str, Any]) -> list[Row]:
     """Return the lines of the table, in order; a line that neither side measured is left out.
 
-    Metrics that have no line of their own follow by their names, shares (`..._rate`) in percent.
+    First each constraint by its own g, then what the judge finds, then the figures that the evaluation declares, and at
+    last its other metrics by their names, shares (`..._rate`) in percent.
     """
     before, after = (_dict(results, side) for side in ("before", "after"))
-    extra = sorted({*_dict(before, "metrics"), *_dict(after, "metrics")} - _KNOWN)
+    names = list({**_dict(before, "constraints"), **_dict(after, "constraints")})
     named: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
-        (f"{label_word(results)} (upper 95 % bound)", partial(_bounded, key="violation")),
-        ("own g above its tolerance (upper 95 % bound)", partial(_bounded, key="own_violation")),
-        (f"total variation of {_others(results)} (noise floor)", _total_variation),
-        ("non-digits", partial(_metric, key="non_digit_rate")),
-        ("FID", partial(_metric, key="fid")),
-        ("KID", partial(_metric, key="kid")),
-        *((key.replace("_", " "), partial(_metric, key=key)) for key in extra),
+        (f"{name}, by its own g (upper 95 % bound)", partial(_constraint, name=name)) for name in names
     ]
+    if len(names) != 1:
+        named.append(("any constraint, by its own g (upper 95 % bound)", partial(_bounded, key="own_violation")))
+    named.append((f"{subject(results)}, by the judge (upper 95 % bound)", partial(_bounded, key="violation")))
+    declared = figures(results)
+    named += [(_name(each), partial(_metric, shown=each)) for each in declared]
+    told = {name for each in declared for name in (each.key, *each.companions())}
+    extra = sorted({*_dict(before, "metrics"), *_dict(after, "metrics")} - told)
+    named += [(key.replace("_", " "), partial(_metric, shown=undeclared(key))) for key in extra]
     lines = [Row(name, cell(before), cell(after)) for name, cell in named]
     return [line for line in lines if (line.before, line.after) != ("-", "-")]
+
+
+def undeclared(key: str) -> Figure:
+    """Return how a metric that nobody declares is shown: by its name, a share (`..._rate`) in percent.
+
+    >>> undeclared("path_length").label
+    'path length'
+    """
+    return Figure(key, key.replace("_", " "), "rate" if key.endswith("_rate") else "number")
+
+
+def written(shown: Figure, metrics: Mapping[str, Any]) -> str:
+    """Write a figure as `metrics` holds it, with its interval or noise floor; "-" where it is none.
+
+    >>> written(Figure("fid", "FID"), {"fid": 7.9012})
+    '7.9'
+    >>> written(Figure("tv", "total variation", "distance"), {"tv": 0.0312, "tv_noise_floor": 0.034})
+    '0.031 (0.034)'
+    """
+    value = number(metrics.get(shown.key))
+    if value is None:
+        return "-"
+    if shown.kind == "rate":
+        interval = metrics.get(f"{shown.key}_95")
+        whole = isinstance(interval, list) and len(interval) == 2
+        return percent(value) + (f" ({percent(interval[0])} to {percent(interval[1], up=True)})" if whole else "")
+    if shown.kind == "distance":
+        floor = number(metrics.get(f"{shown.key}_noise_floor"))
+        return (f"{value:.3f}" if value else "0") + (f" ({floor:.3f})" if floor else "")
+    return f"{value:,.0f}" if shown.kind == "count" else figure(value)
 
 
 def footnote(results: Mapping[str, Any]) -> str:
@@ -115,7 +150,7 @@ def before_after_table(results: Mapping[str, Any]) -> str:
     """Return the table as plain text in ASCII, columns aligned, for a terminal.
 
     Args:
-        results: what `results.json` holds: "before" and "after" as `Evaluation.compute()` gives them, and "label".
+        results: what `results.json` holds: "before" and "after" as `Evaluation.compute()` gives them, and `declared`.
     """
     lines = [Row("", "before", "after"), *rows(results)]
     widths = [max(len(line[column]) for line in lines) for column in range(3)]
@@ -133,26 +168,39 @@ def html_table(results: Mapping[str, Any]) -> str:
 
 
 def verdict(results: Mapping[str, Any]) -> str:
-    """Return one sentence: the status, what happened to the forbidden class, and what it cost the rest.
+    """Return the status in two labelled lines: what the constraints' own g says, and what the judge found.
 
-    The other classes "kept their shares" where their total variation is at most 1.5 times its noise floor.
+    The status comes from the first alone. A line of which nothing was measured is left out.
     """
     before, after = _dict(results, "before"), _dict(results, "after")
-    key = "violation" if number(after.get("violation_rate")) is not None else "own_violation"
-    rate, was = number(after.get(f"{key}_rate")), number(before.get(f"{key}_rate"))
-    fitted = results.get("status") != "not fitted"
-    parts = []
-    if rate is not None:
-        parts.append(f"{label_word(results)} {_change(was if fitted else None, rate, percent)}{_evidence(after, key)}")
-    metrics = _dict(after, "metrics")
-    if fitted and (total := number(metrics.get("total_variation"))) is not None:
-        floor = number(metrics.get("total_variation_noise_floor"))
-        parts.append(f"{_others(results)} {_kept(total, floor)}")
-    sentence = "; ".join(parts)
-    if (fid := number(metrics.get("fid"))) is not None:
-        fid_was = number(_dict(before, "metrics").get("fid")) if fitted else None
-        sentence += f"{', ' if sentence else ''}FID {_change(fid_was, fid, figure)}"
-    return f"{results.get('status') or 'status unknown'}: {sentence or 'nothing was measured'}."
+    if results.get("status") == "not fitted":  # then there is nothing to compare with
+        before = {}
+    was, now = _dict(before, "constraints"), _dict(after, "constraints")
+    own = [_found(name, _dict(was, name), _dict(now, name)) for name in now]
+    judged = [_found(subject(results), before, after)]
+    judged += [_moved(each, _dict(before, "metrics"), _dict(after, "metrics")) for each in figures(results)]
+    lines = [f"By own g: {'; '.join(told)}." for told in [list(filter(None, own))] if told]
+    lines += [f"By the judge: {'; '.join(told)}." for told in [list(filter(None, judged))] if told]
+    return "\n".join([f"{results.get('status') or 'status unknown'}.", *(lines or ["Nothing was measured."])])
+
+
+def _found(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """Return how a violation rate moved, with its evidence, "" where it was not measured."""
+    if (rate := number(after.get("violation_rate"))) is None:
+        return ""
+    return f"{name} {_change(number(before.get('violation_rate')), rate, percent)}{evidence(after)}"
+
+
+def _moved(shown: Figure, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """Return how a headline figure moved, "" where it is none, or was not measured."""
+    now = number(after.get(shown.key))
+    if not shown.headline or now is None:
+        return ""
+    if shown.kind != "distance":
+        write = percent if shown.kind == "rate" else figure
+        return f"{shown.label} {_change(number(before.get(shown.key)), now, write)}"
+    floor = number(after.get(f"{shown.key}_noise_floor"))
+    return f"{shown.label} {now:.2f}" + ("" if floor is None else f" (noise floor {floor:.2f})")
 
 
 def _dict(mapping: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -160,8 +208,13 @@ def _dict(mapping: Mapping[str, Any], key: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _classes(results: Mapping[str, Any]) -> int:
-    return len(histogram(results, "after") or histogram(results, "before"))
+def _name(shown: Figure) -> str:
+    floor = " (noise floor)" if shown.kind == "distance" else ""
+    return shown.label + floor + (f", {shown.better} is better" if shown.better else "")
+
+
+def _constraint(side: Mapping[str, Any], name: str) -> str:
+    return _bounded(_dict(_dict(side, "constraints"), name), "violation")
 
 
 def _bounded(side: Mapping[str, Any], key: str) -> str:
@@ -169,28 +222,8 @@ def _bounded(side: Mapping[str, Any], key: str) -> str:
     return rate if upper == "-" else f"{rate} ({upper})"
 
 
-def _metric(side: Mapping[str, Any], key: str) -> str:
-    metrics = _dict(side, "metrics")
-    text = (percent if key.endswith("_rate") else figure)(metrics.get(key))
-    interval = metrics.get(f"{key}_95")  # of a share
-    if text == "-" or not isinstance(interval, list) or len(interval) != 2:
-        return text
-    return f"{text} ({percent(interval[0])} to {percent(interval[1], up=True)})"
-
-
-def _total_variation(side: Mapping[str, Any]) -> str:
-    total, floor = (number(_dict(side, "metrics").get(f"total_variation{end}")) for end in ("", "_noise_floor"))
-    if total is None:
-        return "-"
-    text = f"{total:.3f}" if total else "0"
-    return f"{text} ({floor:.3f})" if floor else text
-
-
-def _others(results: Mapping[str, Any]) -> str:
-    count = _classes(results)
-    if not isinstance(results.get("label"), int) or not count:
-        return "the other classes" if results.get("label") is not None else "the classes"
-    return f"the other {_COUNTS[count - 1]}" if count <= len(_COUNTS) else f"the other {count - 1:,} classes"
+def _metric(side: Mapping[str, Any], shown: Figure) -> str:
+    return written(shown, _dict(side, "metrics"))
 
 
 def _change(was: float | None, now: float, write: Callable[[object], str]) -> str:
@@ -201,15 +234,23 @@ def _change(was: float | None, now: float, write: Callable[[object], str]) -> st
     return f"{'fell' if now < was else 'rose'} from {write(was)} to {write(now)}"
 
 
-def _evidence(side: Mapping[str, Any], key: str) -> str:
-    upper, count = number(side.get(f"{key}_upper_95")), number(side.get("n"))
+def found(side: Mapping[str, Any]) -> str:
+    """Return a violation rate with its evidence, "" where it was not measured.
+
+    >>> found({"violation_rate": 0.002, "violation_upper_95": 0.0063, "n": 1200})
+    '0.2 % (upper 95 % bound 0.63 %, n = 1,200)'
+    """
+    rate = number(side.get("violation_rate"))
+    return "" if rate is None else f"{percent(rate)}{evidence(side)}"
+
+
+def evidence(side: Mapping[str, Any]) -> str:
+    """Return what stands behind a violation rate: its bound and n, in brackets.
+
+    >>> evidence({"violation_upper_95": 0.0063, "n": 1200})
+    ' (upper 95 % bound 0.63 %, n = 1,200)'
+    """
+    upper, count = number(side.get("violation_upper_95")), number(side.get("n"))
     facts = [] if upper is None else [f"upper 95 % bound {percent(upper, up=True)}"]
     facts += [] if count is None else [f"n = {count:,.0f}"]
     return f" ({', '.join(facts)})" if facts else ""
-
-
-def _kept(total: float, floor: float | None) -> str:
-    if floor is None:
-        return f"moved by a total variation of {total:.2f}"
-    word = "kept their shares" if total <= 1.5 * floor else "changed their shares"
-    return f"{word} (total variation {total:.2f}, noise floor {floor:.2f})"

@@ -1,4 +1,6 @@
-"""How the small networks of our own, classifiers and preference models, are written to a folder and read again.
+"""Networks that files may name by their class: the registry, and how small ones are written to a folder and read again.
+
+Denoisers name their networks in their own config (`denoisers.config`); classifiers and preference models lie in:
 
 | file | what |
 |---|---|
@@ -9,6 +11,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,13 +22,35 @@ from constrained_diffusion.runtime import assets, untrusted
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 NETWORKS: dict[str, type[nn.Module]] = {}  #: classes that can be read again, by name; see `storable`
+IMPORTERS: list[Callable[[], object]] = []  #: what imports the domains, whose classes then are in NETWORKS
 _Network = TypeVar("_Network", bound=nn.Module)
 
 
 def storable(cls: type[_Network]) -> type[_Network]:
-    """Class decorator for networks with `settings`, the keyword arguments that make them again."""
+    """Class decorator for networks that files may name: it registers the class under its name.
+
+    The class has `settings`, the keyword arguments that make it again, or is a `ModelMixin` of diffusers, whose config
+    says the same.
+
+    Raises:
+        ValueError: the name is taken by another class.
+    """
+    known = NETWORKS.get(cls.__name__, cls)
+    if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise ValueError(f"'{cls.__name__}' is registered already, by {known.__module__}; choose another name.")
     NETWORKS[cls.__name__] = cls
     return cls
+
+
+def find_network(name: str) -> type[nn.Module] | None:
+    """Return the class that is registered as `name`, None where there is none.
+
+    What a file names is looked up, never imported: where the name is unknown, all domains are imported, whatever it is.
+    """
+    if name not in NETWORKS:
+        for load in IMPORTERS:
+            load()
+    return NETWORKS.get(name)
 
 
 def save_network(module: nn.Module, folder: str | Path) -> None:
@@ -35,9 +60,10 @@ def save_network(module: nn.Module, folder: str | Path) -> None:
         TypeError: its class is not `storable`.
     """
     name = type(module).__name__
-    if NETWORKS.get(name) is not type(module):
+    known = sorted(key for key, cls in NETWORKS.items() if not hasattr(cls, "save_pretrained"))  # diffusers has its own
+    if name not in known or NETWORKS[name] is not type(module):
         raise TypeError(
-            f"save_network expects one of {', '.join(sorted(NETWORKS))}, got {name}; decorate your class with "
+            f"save_network expects one of {', '.join(known)}, got {name}; decorate your class with "
             "constrained_diffusion.runtime.stored_networks.storable, and give it `settings`."
         )
     target = Path(folder)

@@ -139,7 +139,11 @@ def test_status_and_results(story: Story, runs: dict[int, Path]) -> None:
         assert all(0 <= results[side][key] <= 1 for key in rates)
         assert sum(results[side]["metrics"]["class_histogram"]) == 8
     assert (results["status"], results["cost"]) == (status["status"], status["cost"])
-    assert results["label"] == 8
+    assert results["subject"] == "eights"
+    assert "FID" in {figure["label"] for figure in results["figures"]}
+    for side in ("before", "after"):  # one constraint: its own line and that of all are the same
+        own = results[side]["constraints"]["ClassProbability"]
+        assert (own["violation_rate"], own["n"]) == (results[side]["own_violation_rate"], 8)
     assert results["seconds"]["fit"] > 0
     assert results["seconds"]["test"] > 0
     assert (results["config"], results["seeds"]) == ("tiny", [0, 7])

@@ -40,12 +40,12 @@ def test_fit_and_test_draw_the_maze_and_execute_plans(name: str, folder: Path) -
         assert measured["metrics"]["executed_n"] == 2
         assert 0 <= measured["metrics"]["wall_collision_rate"] <= 1
         assert (measured["metrics"]["goal_reached_rate"] is not None) == (name == "maze2d_goal")
-        with Image.open(run / "plans" / f"{side}.png") as picture:
+        with Image.open(run / "overlays" / f"{side}.png") as picture:
             assert min(picture.size) > 300
-        assert (run / "plans" / f"executed_{side}.png").is_file()
+        assert (run / "overlays" / f"executed_{side}.png").is_file()
     if name == "maze2d_goal":  # held
         assert results["after"]["metrics"]["goal_at_end_rate"] == 1
-    assert "Plans" in (run / "report.html").read_text()
+    assert "All plans of the same seeds" in (run / "report.html").read_text()
     assert (run / "export" / "config.json").is_file()
 
 
@@ -56,7 +56,7 @@ def test_noise_optimisation_draws_and_judges_plans(folder: Path) -> None:
     results = json.loads((run / "results.json").read_text())
     assert results["before"]["n"] == results["after"]["n"] == 2
     assert sorted(path.name for path in (run / "after").iterdir()) == ["seed-000000.png", "seed-000001.png"]
-    assert "Plans" in (run / "report.html").read_text()
+    assert "All plans of the same seeds" in (run / "report.html").read_text()
 
 
 def test_zones_that_leave_no_room_are_refused_before_work(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

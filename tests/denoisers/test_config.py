@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.denoisers.config import build, denoiser_config
 from constrained_diffusion.denoisers.schedule import DiffusersSchedule
 from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
 from constrained_diffusion.diffusion.normalizer import Normalizer
+from constrained_diffusion.runtime import stored_networks
 
 
 def test_a_diffusers_denoiser_is_built_again(unet: Any, answers: Any) -> None:
@@ -53,7 +56,45 @@ def test_no_path_of_this_machine_is_kept(pipeline: Any) -> None:
     assert str(pipeline) not in json.dumps(denoiser_config(Denoiser(network, NoiseSchedule([0.5]))))
 
 
-@pytest.mark.parametrize("name", ["AutoencoderKL", "DDPMPipeline", "os", "nothing"])
+def test_a_storable_network_is_made_from_its_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stored_networks, "NETWORKS", dict(stored_networks.NETWORKS))
+
+    @stored_networks.storable
+    class Scaled(nn.Module):
+        def __init__(self, by: float) -> None:
+            super().__init__()
+            self.settings, self.by = {"by": by}, by
+
+        def forward(self, noisy: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+            return noisy * self.by
+
+    config = json.loads(json.dumps(denoiser_config(Denoiser(Scaled(3.0), NoiseSchedule([0.5]), sample_shape=(2,)))))
+    assert config["network"] == {"class": "Scaled", "config": {"by": 3.0}}
+    assert build(config)(torch.ones(1, 2), torch.zeros(1)).tolist() == [[3.0, 3.0]]
+
+
+def test_a_network_of_a_domain_that_nobody_imported_is_found(run_program: Any, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys\n"
+        "from constrained_diffusion import PretrainedDenoiser\n"
+        "assert not any(name.startswith('constrained_diffusion.domains') for name in sys.modules)\n"
+        "print(type(PretrainedDenoiser('maze2d_planner').network).__name__)\n"
+    )
+    assert run_program(program).split() == ["TransformerPlanner"]
+
+
+def test_a_config_makes_nobody_import_what_it_names(unet: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "evil.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = denoiser_config(Denoiser(unet(), NoiseSchedule([0.5])))
+    for name in ("evil", "evil.Network", "evil:Network"):
+        config["network"]["class"] = name
+        with pytest.raises(ValueError, match="no noise predictor of diffusers and no registered one"):
+            build(config)
+
+
+@pytest.mark.parametrize("name", ["AutoencoderKL", "DDPMPipeline", "os", "nothing", "DigitCNN"])
 def test_only_noise_predictors_of_diffusers_are_made(unet: Any, name: str) -> None:
     config = denoiser_config(Denoiser(unet(), NoiseSchedule([0.5])))
     config["network"]["class"] = name

@@ -102,7 +102,9 @@ def test_validation_is_of_every_row_and_seed_once(pair: list[Found], alone: Foun
         assert len(of(pair[0])) != len(of(pair[1]))
     assert len(alone["held_out"]) == SMALL["HELD_OUT"]
     assert len(alone["seeds"]["ema"]) == SMALL["SEEDS"]
-    assert alone["metrics"].keys() == {f"val/{m}" for m in ("diffusion_loss", *OWN)}
+    whole = {name for name in alone["metrics"] if name.count("/") == 1}  # then come those of each constraint
+    assert whole == {f"val/{m}" for m in ("diffusion_loss", "n", *OWN)}
+    assert alone["metrics"]["val/n"] == SMALL["SEEDS"]
     for rank in pair:
         assert_close(rank["metrics"], alone["metrics"], max(tolerance, 1e-6))
 

@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from constrained_diffusion.callbacks import NoiseProgress, NoiseReport, NoiseResults
-from constrained_diffusion.callbacks.output.noise_results import read_results
 from constrained_diffusion.datamodules import SeedsDataModule
 from constrained_diffusion.diffusion.sampler import Sampler
 from constrained_diffusion.noise_optimization.gradients import Hybrid2
 from constrained_diffusion.noise_optimization.module import DirectNoiseOptimization, as_jobs
 from constrained_diffusion.objectives import Reward
+from constrained_diffusion.reports.noise_rows import read_results
 
 SAMPLER = Sampler(steps=3, eta=1.0)
 

@@ -13,11 +13,11 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from constrained_diffusion.callbacks import NoiseCallback, NoiseProgress, NoiseReport, NoiseResults
-from constrained_diffusion.callbacks.output.noise_results import read_results
 from constrained_diffusion.datamodules import PromptsDataModule, SeedsDataModule
 from constrained_diffusion.diffusion.sampler import Sampler
 from constrained_diffusion.noise_optimization.module import DirectNoiseOptimization
 from constrained_diffusion.objectives import Reward
+from constrained_diffusion.reports.noise_rows import read_results
 
 KILLED = (KeyboardInterrupt, SystemExit)
 

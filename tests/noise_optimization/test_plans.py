@@ -42,6 +42,8 @@ class Zone(Constraint):
 class PlanJudge(Evaluation):
     """How many plans have a point in the zone; draws them."""
 
+    overlays_legend = "Plans."
+
     def __init__(self) -> None:
         super().__init__()
         self.rate, self.bound = ViolationRate(), []
@@ -118,7 +120,7 @@ def test_pictures_figures_and_report_of_plans(tmp_path: Path, capsys: Any) -> No
         pictures = (plan_pictures(clean, MAZE, CENTRE[None], RADIUS) * 255).round().to(torch.uint8)
         for key, picture in zip(kept, pictures, strict=True):
             assert torch.equal(shown(run / folder / f"{key}.png"), picture)
-        assert (run / "plans" / f"{folder}.png").read_bytes() == plan_overlays(clean, MAZE, CENTRE[None], RADIUS)[""]
+        assert (run / "overlays" / f"{folder}.png").read_bytes() == plan_overlays(clean, MAZE, CENTRE[None], RADIUS)[""]
         distance = (clean.flatten(1, 2)[..., :2] - CENTRE).norm(dim=-1)
         inside[folder] = float((distance < RADIUS).any(1).float().mean())
     assert inside["after"] < inside["before"]
@@ -127,10 +129,13 @@ def test_pictures_figures_and_report_of_plans(tmp_path: Path, capsys: Any) -> No
     assert {side: results[side]["violation_rate"] for side in inside} == pytest.approx(inside)
     assert {side: results[side]["own_violation_rate"] for side in inside} == pytest.approx(inside)
     said = capsys.readouterr().out
-    assert "violations (upper 95 % bound)" in said
+    assert "violations, by the judge (upper 95 % bound)" in said
+    assert "Zone, by its own g (upper 95 % bound)" in said
     assert "n = 6 samples each" in said
     page = (run / "report.html").read_text()
-    assert page.index("<h2>Before and after</h2>") < page.index("<h2>Plans</h2>") < page.index("<h2>Trajectories</h2>")
+    parts = ("Before and after", "All samples in one picture", "Trajectories")
+    places = [page.index(f"<h2>{part}</h2>") for part in parts]
+    assert places == sorted(places)
     assert page.count("data:image/png") == 2 + 6
     strip = shown(run / "strips" / f"{min(kept)}.png")
     assert strip.shape[1] == 160
@@ -141,7 +146,7 @@ def test_pictures_figures_and_report_of_plans(tmp_path: Path, capsys: Any) -> No
 def test_plans_without_an_evaluation_are_not_taken_for_images(tmp_path: Path) -> None:
     run = predict(tmp_path / "run", module(Zone(), None))
     assert len(list((run / "noise").iterdir())) == 6
-    assert not [*run.rglob("*.png"), *run.glob("results.json"), *run.glob("plans")]
+    assert not [*run.rglob("*.png"), *run.glob("results.json"), *run.glob("overlays")]
     assert "<h2>Before and after</h2>" not in (run / "report.html").read_text()
 
 

@@ -1,19 +1,29 @@
 import copy
 import math
 import random
+from dataclasses import asdict
 
 import pytest
 
+from constrained_diffusion.evaluation import Figure
 from constrained_diffusion.reports.table import (
     before_after_table,
     figure,
     footnote,
     html_table,
-    label_word,
     percent,
     rows,
+    subject,
     verdict,
 )
+
+FIGURES = [
+    asdict(Figure("class_histogram", "class shares", "histogram", marked=4)),
+    asdict(Figure("total_variation", "total variation of the other nine", "distance", "less", headline=True)),
+    asdict(Figure("non_digit_rate", "non-digits", "rate", "less")),
+    asdict(Figure("fid", "FID", "number", "less", headline=True)),
+    asdict(Figure("kid", "KID")),
+]
 
 
 @pytest.fixture
@@ -21,16 +31,18 @@ def results():
     before = {
         "violation_rate": 0.1018, "violation_upper_95": 0.11371, "n": 2000,
         "own_violation_rate": 0.131, "own_violation_upper_95": 0.14401,
+        "constraints": {"NoFour": {"violation_rate": 0.131, "violation_upper_95": 0.14401, "n": 2000}},
         "metrics": {"class_histogram": [200] * 10, "total_variation": 0.0, "total_variation_noise_floor": 0.0,
                     "non_digit_rate": 0.124, "fid": 7.9, "kid": 0.0213},
     }  # fmt: skip
     after = {
         "violation_rate": 0.002, "violation_upper_95": 0.00456, "n": 2000,
         "own_violation_rate": 0.0, "own_violation_upper_95": 0.001497,
+        "constraints": {"NoFour": {"violation_rate": 0.0, "violation_upper_95": 0.001497, "n": 2000}},
         "metrics": {"class_histogram": [222] * 4 + [4] + [222] * 5, "total_variation": 0.031,
                     "total_variation_noise_floor": 0.034, "non_digit_rate": 0.127, "fid": 6.93, "kid": 0.0187},
     }  # fmt: skip
-    return {"before": before, "after": after, "status": "feasible", "label": 4}
+    return {"before": before, "after": after, "status": "feasible", "figures": FIGURES, "subject": "fours"}
 
 
 @pytest.mark.parametrize(
@@ -59,11 +71,11 @@ def test_plain_numbers(value, text):
 
 def test_rows_carry_bounds_floors_and_units(results):
     assert [tuple(row) for row in rows(results)] == [
-        ("fours (upper 95 % bound)", "10.2 % (11.4 %)", "0.2 % (0.46 %)"),
-        ("own g above its tolerance (upper 95 % bound)", "13.1 % (14.5 %)", "0 % (0.15 %)"),
-        ("total variation of the other nine (noise floor)", "0", "0.031 (0.034)"),
-        ("non-digits", "12.4 %", "12.7 %"),
-        ("FID", "7.9", "6.9"),
+        ("NoFour, by its own g (upper 95 % bound)", "13.1 % (14.5 %)", "0 % (0.15 %)"),
+        ("fours, by the judge (upper 95 % bound)", "10.2 % (11.4 %)", "0.2 % (0.46 %)"),
+        ("total variation of the other nine (noise floor), less is better", "0", "0.031 (0.034)"),
+        ("non-digits, less is better", "12.4 %", "12.7 %"),
+        ("FID, less is better", "7.9", "6.9"),
         ("KID", "0.021", "0.019"),
     ]
     assert footnote(results) == "n = 2,000 samples each"
@@ -87,7 +99,7 @@ def test_the_terminal_table_is_ascii_with_right_aligned_columns(results):
 def test_other_domains_bring_their_own_metrics_and_leave_lines_out():
     results = {"after": {"violation_rate": 0.5, "metrics": {"path_length": 12.34, "collision_rate": 0.25, "note": "x"}}}
     assert [tuple(row) for row in rows(results)] == [
-        ("violations (upper 95 % bound)", "-", "50.0 %"),
+        ("violations, by the judge (upper 95 % bound)", "-", "50.0 %"),
         ("collision rate", "-", "25.0 %"),
         ("path length", "-", "12.3"),
     ]
@@ -105,30 +117,44 @@ def test_a_share_shows_its_interval():
         assert rows({"after": side})[1].after == "88.0 %"
 
 
-@pytest.mark.parametrize(
-    ("label", "classes", "word"),
-    [(0, 10, "zeros"), (6, 10, "sixes"), (9, 10, "nines"), (12, 20, "class 12"), (4, 100, "class 4"),
-     (4, 0, "fours"), (12, 0, "class 12"), (None, 10, "violations"), ("<b>", 10, "violations")],
-)  # fmt: skip
-def test_the_removed_class_has_a_name(label, classes, word):
-    assert label_word({"label": label, "after": {"metrics": {"class_histogram": [1] * classes}}}) == word
+def test_each_constraint_has_a_line_of_its_own():
+    """Of ten samples six break the first rule, two the second, and two of these break both."""
+    each = {"A": {"violation_rate": 0.6, "n": 10}, "B": {"violation_rate": 0.2, "violation_upper_95": 0.5069, "n": 10}}
+    after = {"own_violation_rate": 0.6, "own_violation_upper_95": 0.85, "n": 10, "constraints": each}
+    assert [tuple(row) for row in rows({"after": after})] == [
+        ("A, by its own g (upper 95 % bound)", "-", "60.0 %"),
+        ("B, by its own g (upper 95 % bound)", "-", "20.0 % (50.7 %)"),
+        ("any constraint, by its own g (upper 95 % bound)", "-", "60.0 % (85.0 %)"),
+    ]
+    assert verdict({"status": "infeasible", "after": after}).splitlines() == [
+        "infeasible.",
+        "By own g: A at 60.0 % (n = 10); B at 20.0 % (upper 95 % bound 50.7 %, n = 10).",
+    ]
+
+
+@pytest.mark.parametrize("named", [None, 4, "", ["fours"]])
+def test_what_violates_has_a_name(named):
+    assert subject({"subject": "fours"}) == "fours"
+    assert subject({"subject": named}) == "violations"
 
 
 def test_the_verdict_says_what_happened_and_what_it_cost(results):
-    assert verdict(results) == (
-        "feasible: fours fell from 10.2 % to 0.2 % (upper 95 % bound 0.46 %, n = 2,000); "
-        "the other nine kept their shares (total variation 0.03, noise floor 0.03), FID fell from 7.9 to 6.9."
-    )
+    assert verdict(results).splitlines() == [
+        "feasible.",
+        "By own g: NoFour fell from 13.1 % to 0 % (upper 95 % bound 0.15 %, n = 2,000).",
+        "By the judge: fours fell from 10.2 % to 0.2 % (upper 95 % bound 0.46 %, n = 2,000); "
+        "total variation of the other nine 0.03 (noise floor 0.03); FID fell from 7.9 to 6.9.",
+    ]
 
 
-def test_the_verdict_does_not_gloss_over_what_got_worse(results):
-    results["status"] = "infeasible"
+def test_the_verdict_does_not_gloss_over_what_the_judge_found(results):
     results["after"]["violation_rate"] = 0.2
     results["after"]["metrics"] |= {"total_variation": 0.2, "fid": 22.0}
-    text = verdict(results)
-    assert text.startswith("infeasible: fours rose from 10.2 % to 20.0 %")
-    assert "the other nine changed their shares (total variation 0.20, noise floor 0.03)" in text
-    assert text.endswith("FID rose from 7.9 to 22.0.")
+    status, own, judged = verdict(results).splitlines()
+    assert (status, own.count("fell")) == ("feasible.", 1)
+    assert judged.startswith("By the judge: fours rose from 10.2 % to 20.0 %")
+    assert "total variation of the other nine 0.20 (noise floor 0.03)" in judged
+    assert judged.endswith("FID rose from 7.9 to 22.0.")
 
 
 def test_the_verdict_calls_a_change_below_the_printed_digits_none(results):
@@ -138,13 +164,15 @@ def test_the_verdict_calls_a_change_below_the_printed_digits_none(results):
 
 def test_the_verdict_without_a_fit_or_a_judge(results):
     unfitted = copy.deepcopy(results) | {"status": "not fitted"}
-    assert verdict(unfitted).startswith("not fitted: fours at 0.2 % (upper")
-    assert "kept" not in verdict(unfitted)
-    before = {"own_violation_rate": 0.1, "violation_rate": None}
-    after = {"own_violation_rate": 0.0, "own_violation_upper_95": 0.0015, "violation_rate": None, "n": 2000}
-    text = verdict({"status": "feasible", "before": before, "after": after})
-    assert text == "feasible: violations fell from 10.0 % to 0 % (upper 95 % bound 0.15 %, n = 2,000)."
-    assert verdict({}) == "status unknown: nothing was measured."
+    lines = verdict(unfitted).splitlines()
+    assert (lines[0], lines[1][:29]) == ("not fitted.", "By own g: NoFour at 0 % (uppe")
+    assert "By the judge: fours at 0.2 % (upper" in lines[2]
+    assert "fell" not in verdict(unfitted)
+    del results["figures"], results["after"]["violation_rate"]
+    assert verdict(results).splitlines()[1:] == [
+        "By own g: NoFour fell from 13.1 % to 0 % (upper 95 % bound 0.15 %, n = 2,000)."
+    ]
+    assert verdict({}) == "status unknown.\nNothing was measured."
 
 
 def test_the_html_table_has_the_same_cells_and_escapes_names(results):
@@ -160,4 +188,4 @@ def test_the_html_table_has_the_same_cells_and_escapes_names(results):
 @pytest.mark.parametrize("broken", [{"before": None, "after": []}, {"after": {"metrics": None}}, {"after": {"n": "x"}}])
 def test_results_of_another_shape_give_an_empty_table(broken):
     assert rows(broken) == []
-    assert "nothing was measured" in verdict(broken)
+    assert "Nothing was measured" in verdict(broken)

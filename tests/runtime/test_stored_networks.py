@@ -84,5 +84,7 @@ def test_a_class_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         def forward(self, clean: Tensor) -> Tensor:
             return clean @ self.scale
 
+    with pytest.raises(ValueError, match="'Scaled' is registered already, by .*; choose another name"):
+        storable(type("Scaled", (nn.Linear,), {"__module__": "elsewhere"}))
     save_network(Scaled(3), tmp_path)
     assert load_network(tmp_path, Scaled, "scale")(torch.eye(3)).tolist() == [[0, 3], [1, 4], [2, 5]]

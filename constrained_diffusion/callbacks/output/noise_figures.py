@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torchmetrics import Metric
 
+from constrained_diffusion.constraint_rates import ConstraintRates
 from constrained_diffusion.evaluation import Evaluation
 from constrained_diffusion.objectives import Constraint
-from constrained_diffusion.statistics import ViolationRate
 
 SIDES = {"before": "before", "after": "sample"}  #: side -> the tensor's name in noise/KEY.safetensors
 BATCH = 64
@@ -34,15 +34,15 @@ def before_and_after(
         folder: the run; `noise/KEY.safetensors` holds each key's samples.
         keys: of the finished samples, at least one.
         evaluation: what judges them, on `device`.
-        constraints: those of the objective; whether all of them hold by their own g is measured too.
+        constraints: those of the objective; how often each is broken, by its own g, is measured too.
         device: where the samples go to be judged.
 
     Returns:
-        "before", "after" and "label" as in `results.json` of a fine-tuning.
+        "before", "after" and what the evaluation declares, as in `results.json` of a fine-tuning.
     """
     results = {}
     for side, name in SIDES.items():
-        judge, own = copy.deepcopy(evaluation), ViolationRate().to(device)
+        judge, own = copy.deepcopy(evaluation), ConstraintRates(constraints).to(device)
         judge.reset()
         for metric in (own, *judge.modules()):
             if isinstance(metric, Metric):
@@ -50,15 +50,12 @@ def before_and_after(
         for clean in _batches(folder, keys, name):
             clean = clean.to(device)
             judge.update(clean)
-            holding = [(c(clean).reshape(len(clean), -1) <= c.tolerance).all(1) for c in constraints]
-            if holding:
-                own.update(~torch.stack(holding).all(0))
+            own.update(clean)
         results[side] = judge.compute()
         if constraints:
-            own_figures = own.compute()
-            results[side] |= {f"own_{key}": own_figures[key] for key in ("violation_rate", "violation_upper_95")}
+            results[side] |= {key: value for key, value in own.compute().items() if key != "n"}
     evaluation.compare(results["before"], results["after"])
-    return {**results, "label": getattr(evaluation, "label", None)}
+    return {**results, **evaluation.declared()}
 
 
 def samples(folder: Path, keys: Sequence[str], side: str) -> Tensor:

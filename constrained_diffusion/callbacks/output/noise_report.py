@@ -1,14 +1,11 @@
-"""`report.html` of a noise optimisation: what was gained, whether the noise stayed typical, and pictures of the way."""
+"""The callback that keeps pictures of a noise optimisation's way, and writes its `report.html`."""
 
 from __future__ import annotations
 
 import io
-import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from html import escape
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean, median
 from typing import Any
 
 import numpy as np
@@ -16,19 +13,14 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from constrained_diffusion.callbacks.output.noise_results import read_results, summary
-from constrained_diffusion.callbacks.output.overlays import plans_section
-from constrained_diffusion.callbacks.output.report import before_after_section, read_json
 from constrained_diffusion.callbacks.output.samples import save_picture
 from constrained_diffusion.noise_optimization.hooks import AllRanks, NoiseCallback, writing_rank
 from constrained_diffusion.noise_optimization.jobs import Job
 from constrained_diffusion.noise_optimization.optimizer import Run
-from constrained_diffusion.reports import plots
-from constrained_diffusion.reports.page import figure, note, write_page
+from constrained_diffusion.reports.noise_report import STRIPS, write_noise_report
 from constrained_diffusion.runtime import untrusted
 
-STRIPS, FRAMES = 8, 8  #: samples shown on their way, and pictures of each
-SHOWN = 48  #: rows of the table
+FRAMES = 8  #: pictures of each sample on its way
 
 
 class NoiseReport(NoiseCallback):
@@ -103,75 +95,3 @@ def strip(frames: Sequence[Path]) -> bytes:
     factor = max(1, 96 // image.height)
     image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST).save(page, "PNG")
     return page.getvalue()
-
-
-def write_noise_report(folder: Path) -> Path:
-    """Write `report.html` from what lies in the folder of a noise optimisation, and return its path."""
-    rows = read_results(folder)
-    title = f"{folder.resolve().parent.name} / {folder.resolve().name}"
-    config = (folder / "config.yaml").read_text("utf-8", "replace") if (folder / "config.yaml").is_file() else ""
-    sections = [
-        f"<h1>{escape(title)}</h1>",
-        f'<p class="verdict plain">{escape(summary(rows))}</p>',
-        before_after_section(read_json(folder / "results.json")),
-        plans_section(folder / "plans"),
-        _trajectories(rows),
-        _strips(folder / "strips"),
-        _table(rows),
-        f"<details><summary>config.yaml</summary><pre>{escape(config)}</pre></details>" if config else "",
-    ]
-    return write_page(folder / "report.html", title, sections)
-
-
-def _trajectories(rows: Sequence[Mapping[str, Any]]) -> str:
-    if not rows:
-        return note("Nothing is finished yet.")
-    rewards = _columns(rows, "rewards")
-    probabilities = [[math.exp(value) for value in column] for column in _columns(rows, "log_probabilities")]
-    try:
-        drawings = [
-            ("reward, mean over samples", plots.curves([_line("mean", rewards, fmean)], "reward", "step")),
-            (
-                "P(z): near 0, the noise is no longer what the model knows",
-                plots.curves(
-                    [_line("median", probabilities, median), _line("smallest", probabilities, min)], "P(z)", "step"
-                ),
-            ),
-        ]
-    except ImportError as error:
-        return note(f"Plots left out: {error}")
-    figures = [f"<figure><figcaption>{escape(n)}</figcaption>{svg.decode()}</figure>" for n, svg in drawings]
-    return "\n".join(["<h2>Trajectories</h2>", '<div class="pair">', *figures, "</div>"])
-
-
-def _columns(rows: Sequence[Mapping[str, Any]], name: str) -> list[list[float]]:
-    """Return the values of all samples per step; a sample that has stopped keeps its last one."""
-    longest = max(len(row[name]) for row in rows)
-    return [[row[name][min(step, len(row[name]) - 1)] for row in rows] for step in range(longest)]
-
-
-def _line(name: str, columns: Sequence[Sequence[float]], middle: Callable[[Sequence[float]], float]) -> plots.Line:
-    return plots.Line(name, list(range(len(columns))), [middle(column) for column in columns])
-
-
-def _strips(folder: Path) -> str:
-    files = sorted(folder.glob("*.png"))[:STRIPS]
-    if not files:
-        return ""
-    figures = [figure(file.stem, file.read_bytes()) for file in files]
-    words = note("From the start (left) to the last step, at even distances; what is returned is the best of the way.")
-    return "\n".join(["<h2>On the way</h2>", words, '<div class="pair">', *figures, "</div>"])
-
-
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    names = ("key", "prompt", "reward before", "reward", "P(z) before", "P(z)", "best step", "stopped")
-    head = "".join(f'<th scope="col">{name}</th>' for name in names)
-    body = []
-    for row in rows[:SHOWN]:
-        figures = [f"{row[key]:.4g}" for key in ("reward_before", "reward", "probability_before", "probability")]
-        cells = [row.get("prompt") or "", *figures, f"{row['best_step']} of {row['steps']}", row["stopped"]]
-        columns = "".join(f"<td>{escape(str(cell))}</td>" for cell in cells)
-        body.append(f'<tr><th scope="row">{escape(row["key"])}</th>{columns}</tr>')
-    more = note(f"{len(rows) - SHOWN} more rows lie in results.jsonl." if len(rows) > SHOWN else "")
-    table = f"<table><thead><tr>{head}</tr></thead>\n<tbody>\n" + "\n".join(body) + "\n</tbody></table>"
-    return f'<h2>Samples</h2>\n<div class="scroll">{table}</div>\n{more}'

@@ -3,7 +3,7 @@
 results.jsonl            one row per finished sample (until the end `results-rank1.jsonl`, .. of further ranks)
 results.json             with an evaluation: its figures of all finished samples, before and after
 before/KEY.png, after/KEY.png      samples that can be drawn; others lie in noise/KEY.safetensors alone
-plans/before.png, plans/after.png  all of them in one picture each, where the evaluation draws some
+overlays/before.png, overlays/after.png  all of them in one picture each, where the evaluation draws some
 noise/KEY.safetensors    the noise that was found, the sample, and the one before
 unfinished/rank0.pt      the state of a rank's last batch, from which a killed command goes on
 """
@@ -11,11 +11,9 @@ unfinished/rank0.pt      the state of a rank's last batch, from which a killed c
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import torch
@@ -31,10 +29,9 @@ from constrained_diffusion.noise_optimization.hooks import AllRanks, Interrupted
 from constrained_diffusion.noise_optimization.jobs import Job
 from constrained_diffusion.noise_optimization.optimizer import Run
 from constrained_diffusion.noise_optimization.record import Record
+from constrained_diffusion.reports.noise_rows import read_results, summary
 from constrained_diffusion.reports.table import before_after_table
 from constrained_diffusion.runtime import untrusted
-
-NUMBERS = ("reward_before", "reward", "probability_before", "probability", "best_step", "steps")  #: in every row
 
 
 class NoiseResults(NoiseCallback):
@@ -188,48 +185,6 @@ def _measure(folder: Path, keys: Sequence[str], module: Any) -> None:
     if draws_overlays(module.evaluation):
         for side in ("before", "after"):
             write_overlays(module.evaluation, samples(folder, keys, side).to(module.device), folder, side)
-
-
-def read_results(folder: Path) -> list[dict[str, Any]]:
-    """Return the rows of all ranks in order of their keys; a line that was cut by a kill, or damaged, is left out."""
-    rows = {}
-    for file in sorted(folder.glob("results*.jsonl")):
-        for line in file.read_text("utf-8", "replace").splitlines():
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if _is_whole(row):
-                rows[row["key"]] = row
-    return [rows[key] for key in sorted(rows)]
-
-
-def _is_whole(row: Any) -> bool:
-    if not isinstance(row, dict) or not isinstance(row.get("key"), str):
-        return False
-    values = [row.get(name) for name in NUMBERS]
-    for name in ("rewards", "log_probabilities"):
-        values += row[name] if isinstance(row.get(name), list) and row[name] else [None]
-    return all(type(value) in (int, float) and _is_finite(value) for value in values)
-
-
-def _is_finite(value: Any) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an integer of hundreds of digits
-        return False
-
-
-def summary(rows: Sequence[dict[str, Any]]) -> str:
-    """Return one sentence on all finished samples."""
-    if not rows:
-        return "No samples were optimised."
-    before, after = (fmean(row[name] for row in rows) for name in ("reward_before", "reward"))
-    typical = sum(row["probability"] >= 0.01 for row in rows)
-    return (
-        f"{len(rows)} samples: mean reward {before:.4g} -> {after:.4g}; "
-        f"{typical} of {len(rows)} have typical noise (P(z) >= 0.01)."
-    )
 
 
 def _rows_file(rank: int) -> str:

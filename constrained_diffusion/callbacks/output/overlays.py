@@ -1,4 +1,4 @@
-"""Pictures of all plans on top of each other, as in the penalty paper's Figures 2 and 3."""
+"""Pictures of all samples on top of each other, as in the penalty paper's Figures 2 and 3."""
 
 from __future__ import annotations
 
@@ -10,19 +10,14 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from constrained_diffusion.evaluation import Evaluation
-from constrained_diffusion.reports.page import note, picture
-
-LEGEND = (
-    "All plans of the same seeds, from blue (start) to orange (end). Red discs: forbidden zones; dark red: points "
-    "inside one. Star: the goal."
-)
+from constrained_diffusion.reports.overlays import FOLDER, file_name
 
 
 class Overlays(Callback):
-    """Writes `<run>/plans/before.png` and `after.png` when a test ends, for evaluations that draw overlays.
+    """Writes `<run>/overlays/before.png` and `after.png` when a test ends, for evaluations that draw overlays.
 
-    For plans there are `executed_before.png` and `executed_after.png` too. The module is spoken to as by `SampleGrid`:
-    every rank samples, rank zero draws. Without overlays nothing is sampled.
+    Further pictures of the evaluation's become `NAME_before.png` and `NAME_after.png`. The module is spoken to as by
+    `SampleGrid`: every rank samples, rank zero draws. Without overlays nothing is sampled.
 
     Args:
         samples: how many; they have the seeds 0 .. samples - 1.
@@ -50,13 +45,13 @@ class Overlays(Callback):
 
 
 def draws_overlays(evaluation: Evaluation | None) -> bool:
-    """Return whether it has overlays of its own; to draw samples for the default, which has none, would be wasted."""
-    return evaluation is not None and type(evaluation).overlays is not Evaluation.overlays
+    """Return whether it has overlays; to draw samples for one that has none would be wasted."""
+    return evaluation is not None and bool(evaluation.overlays_legend)
 
 
 @torch.no_grad()
 def write_overlays(evaluation: Evaluation, clean: Tensor, run: Path, side: str) -> None:
-    """Write the overlays of samples `(B, *shape)` to `plans/` in the run folder.
+    """Write the overlays of samples `(B, *shape)` to `overlays/` in the run folder.
 
     Args:
         evaluation: what draws them.
@@ -65,15 +60,5 @@ def write_overlays(evaluation: Evaluation, clean: Tensor, run: Path, side: str) 
         side: "before" or "after".
     """
     for name, png in evaluation.overlays(clean).items():
-        (run / "plans").mkdir(parents=True, exist_ok=True)
-        (run / "plans" / (f"{name}_{side}.png" if name else f"{side}.png")).write_bytes(png)
-
-
-def plans_section(folder: Path) -> str:
-    """Return a report's section (HTML) on the overlays in `folder`, "" where there are none."""
-    names = [f"{name}{side}" for name in ("", "executed_") for side in ("before", "after")]
-    found = [(name.replace("_", ", "), folder / f"{name}.png") for name in names if (folder / f"{name}.png").is_file()]
-    if not found:
-        return ""
-    figures = [picture(name, path) for name, path in found]
-    return "\n".join(["<h2>Plans</h2>", note(LEGEND), '<div class="pair">', *figures, "</div>"])
+        (run / FOLDER).mkdir(parents=True, exist_ok=True)
+        (run / FOLDER / file_name(name, side)).write_bytes(png)

@@ -45,7 +45,7 @@ class Results(Callback):
             **pl_module.evaluator.results,
             "status": fit.get("status", "not fitted"),
             "cost": fit.get("cost", ""),
-            "label": getattr(pl_module.evaluation, "label", None),
+            **({} if pl_module.evaluation is None else pl_module.evaluation.declared()),
             "seconds": {"fit": fit.get("seconds"), "test": time.monotonic() - self._started},
             "config": self.config,
             "sampler": asdict(pl_module.evaluator.sampler),

@@ -14,6 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 from constrained_diffusion.callbacks.run.pending_losses import PendingStep, at_log_step, first_broken, pending_step
+from constrained_diffusion.reports import table
 from constrained_diffusion.runtime.ranks import gather_from_ranks
 
 
@@ -22,7 +23,7 @@ class DivergedError(RuntimeError):
 
 
 class FitStatus(Callback):
-    """Ends a fit with one sentence, written to `status.json` in the run's folder too.
+    """Ends a fit with its verdict, written to `status.json` in the run's folder too, with the settings behind it.
 
     Feasible: some validation found the upper 95 % bound of the share of EMA samples with g > tolerance at or below
     `module.max_violation_rate`; of these the one with the lowest held-out diffusion loss is reported (`best_feasible`).
@@ -111,11 +112,11 @@ class FitStatus(Callback):
         if not getattr(getattr(pl_module, "steering", None), "names", []):
             return
         status = "feasible" if self.best else "infeasible"
-        values = self.best or self.last
-        cost = describe(values)
+        values, told = self.best or self.last, settings(pl_module)
         seconds = {"seconds": self._elapsed(), "evaluation_seconds": self.evaluation_seconds}
-        _write(trainer, {"status": status, **seconds, "cost": cost, "values": values})
-        rank_zero_info(sentence(status, values, pl_module.max_violation_rate, trainer.global_step, self._elapsed()))
+        _write(trainer, {"status": status, **seconds, "cost": describe(values, told), "values": values, **told})
+        allowed = pl_module.max_violation_rate
+        rank_zero_info(sentence(status, values, allowed, trainer.global_step, self._elapsed(), told))
 
     def _elapsed(self) -> float:
         return self.seconds + time.monotonic() - self._started
@@ -130,32 +131,75 @@ class FitStatus(Callback):
         self.best, self.last = state_dict["best"], state_dict["last"]
 
 
-def sentence(status: str, values: dict[str, float], allowed: float, steps: int, seconds: float) -> str:
-    """Return the one sentence that a fit ends with."""
+def sentence(
+    status: str, values: dict[str, float], allowed: float, steps: int, seconds: float, declared: dict[str, Any]
+) -> str:
+    """Return the lines that a fit ends with: the verdict by the constraints' own g, and what the judge found.
+
+    Args:
+        status: "feasible" or "infeasible".
+        values: what the validation that counts has logged, by its names.
+        allowed: the share of samples that may violate.
+        steps: optimiser steps of the fit.
+        seconds: how long it took.
+        declared: what the evaluation declares; see `Evaluation.declared`.
+    """
     if "val/own_violation_upper_95" not in values:
         return f"{status} after {steps} steps and {seconds:.0f} s: no validation drew samples; set data.val_samples."
-    rate, upper = values["val/own_violation_rate"], values["val/own_violation_upper_95"]
+    rate, upper = values["val/own_violation_rate"], table.percent(values["val/own_violation_upper_95"], up=True)
     how = "at most" if status == "feasible" else "above"
     where = f"at step {values['step']:.0f} of {steps}" if status == "feasible" else f"after all {steps} steps"
-    return (
-        f"{status}: {where}, {rate:.2%} of the EMA samples violate (upper 95 % bound {upper:.2%}, {how} the allowed "
-        f"{allowed:.2%}); {seconds:.0f} s; cost: {describe(values)}."
-    )
+    count = f", n = {values['val/n']:,.0f}" if "val/n" in values else ""
+    lines = [
+        f"{status}: {where}, {table.percent(rate)} of the EMA samples violate by own g (upper 95 % bound {upper}, "
+        f"{how} the allowed {table.percent(allowed)}{count}); {seconds:.0f} s."
+    ]
+    each = measured_values(values)["constraints"]
+    if len(each) > 1:
+        lines.append("By own g: " + "; ".join(f"{name} {table.found(one)}" for name, one in each.items()) + ".")
+    judged = table.found(measured_values(values))
+    found = [f"{table.subject(declared)} {judged}"] if judged else []
+    lines.append("By the judge: " + "; ".join([*found, f"cost: {describe(values, declared)}"]) + ".")
+    return "\n".join(lines)
 
 
-def describe(values: dict[str, float]) -> str:
-    """Return what is known of the rest of the distribution, in words.
+def measured_values(values: dict[str, float]) -> dict[str, Any]:
+    """Return logged values (`val/NAME`, `val/NAME/CONSTRAINT`) in the form of one side of `results.json`.
 
-    >>> describe({"val/diffusion_loss": 0.031, "val/fid": 7.25})
-    'held-out loss 0.0310, FID 7.25'
+    >>> measured_values({"val/n": 8.0, "val/fid": 7.0, "val/violation_rate/Rule": 0.25})["constraints"]
+    {'Rule': {'violation_rate': 0.25, 'n': 8.0}}
     """
-    words = {
-        "val/diffusion_loss": "held-out loss {:.4f}",
-        "val/total_variation": "total variation of the rest {:.3f}",
-        "val/non_digit_rate": "non-digits {:.1%}",
-        "val/fid": "FID {:.2f}",
+    plain = {key.removeprefix("val/"): value for key, value in values.items()}
+    constraints: dict[str, dict[str, float]] = {}
+    for key, value in plain.items():
+        kind, slash, name = key.partition("/")
+        if slash:
+            constraints.setdefault(name, {})[kind] = value
+    count = {"n": plain["n"]} if "n" in plain else {}
+    return {**plain, "metrics": plain, "constraints": {name: one | count for name, one in constraints.items()}}
+
+
+def describe(values: dict[str, float], declared: dict[str, Any]) -> str:
+    """Return what is known of the rest of the distribution, in words: the held-out loss, and the headline figures.
+
+    >>> headline = {"key": "fid", "label": "FID", "headline": True}
+    >>> describe({"val/diffusion_loss": 0.031, "val/fid": 7.25}, {"figures": [headline]})
+    'held-out loss 0.0310, FID 7.2'
+    """
+    loss = [f"held-out loss {values['val/diffusion_loss']:.4f}"] if "val/diffusion_loss" in values else []
+    metrics = measured_values(values)["metrics"]
+    shown = [(one, table.written(one, metrics)) for one in table.figures(declared) if one.headline]
+    return ", ".join([*loss, *(f"{one.label} {text}" for one, text in shown if text != "-")]) or "not measured"
+
+
+def settings(module: Any) -> dict[str, Any]:
+    """Return the numbers of a fit that reports show: what is allowed, tau of each constraint, what is declared."""
+    evaluation, taus = module.evaluation, module.steering.stop_below.tolist()
+    return {
+        "max_violation_rate": module.max_violation_rate,
+        "stop_below": dict(zip(module.steering.names, taus, strict=True)),
+        **({} if evaluation is None else evaluation.declared()),
     }
-    return ", ".join(text.format(values[key]) for key, text in words.items() if key in values) or "not measured"
 
 
 def _write(trainer: Trainer, status: dict[str, Any]) -> None:

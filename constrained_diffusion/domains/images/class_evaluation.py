@@ -10,12 +10,21 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from constrained_diffusion.domains.images.class_probability import ClassProbability
 from constrained_diffusion.domains.images.features import FeatureDistances, ReferenceFeatures
-from constrained_diffusion.domains.images.histogram import ClassCounts, total_variation, total_variation_noise_floor
-from constrained_diffusion.evaluation import Evaluation
+from constrained_diffusion.domains.images.histogram import (
+    CONFIDENT,
+    ClassCounts,
+    total_variation,
+    total_variation_noise_floor,
+)
+from constrained_diffusion.evaluation import Evaluation, Figure
 from constrained_diffusion.objectives import Constraint
 from constrained_diffusion.runtime import assets
 from constrained_diffusion.statistics import ViolationRate
+
+DIGITS = ("zeros", "ones", "twos", "threes", "fours", "fives", "sixes", "sevens", "eights", "nines")
+COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 
 
 @runtime_checkable
@@ -88,22 +97,36 @@ class ClassEvaluation(Evaluation):
         self.reference = ReferenceFeatures.from_file(_file_of(reference)) if reference and measurable else None
         self.distances = FeatureDistances(self.reference.without(self.label)) if self.reference else None
 
+    @property
+    def figures(self) -> Sequence[Figure]:
+        """The classes that the judge sees, how sure it is, and the distances from the reference."""
+        others = "classes" if self.label is None else f"other {_counted(self.num_classes - 1)}"
+        return (
+            Figure("class_histogram", "class shares", "histogram", marked=self.label),
+            Figure("total_variation", f"total variation of the {others}", "distance", "less", headline=True),
+            Figure("non_digit_rate", "non-digits", "rate", "less", headline=True),
+            Figure("confident_rate", f"judged with a confidence above {CONFIDENT:g}", "rate", "more"),
+            Figure("fid", "FID", "number", "less", headline=True),
+            Figure("kid", "KID", "number", "less"),
+        )
+
+    @property
+    def subject(self) -> str:
+        """What the label is called: "fours" for 4 of ten digits, "class 12" else, "violations" without one."""
+        if self.label is None:
+            return super().subject
+        return DIGITS[self.label] if self.num_classes == len(DIGITS) else f"class {self.label}"
+
     def bind(self, constraints: Sequence[Constraint]) -> None:
-        """Take the label from the first constraint that has one, unless it was given; forgets all samples.
+        """Take the label of the first `ClassProbability`, unless one was given; forgets all samples.
+
+        Without one, as with a constraint that is not about classes, the judge counts classes and finds no violations.
 
         Raises:
-            ValueError: none of the constraints has a label and none was given, or the judge does not know it.
+            ValueError: the judge does not know the label.
         """
-        self.label = self._given_label
-        if self.label is None and constraints:
-            labels = [c.label for c in constraints if isinstance(getattr(c, "label", None), int)]
-            if not labels:
-                raise ValueError(
-                    "ClassEvaluation reads the forbidden class from a constraint's `label`, but "
-                    f"{', '.join(type(c).__name__ for c in constraints)} has none; give it, as in "
-                    "ClassEvaluation(label=4), or choose an Evaluation that fits the constraint."
-                )
-            self.label = self._checked(labels[0])
+        labels = [c.label for c in constraints if isinstance(c, ClassProbability)]
+        self.label = self._checked(labels[0]) if self._given_label is None and labels else self._given_label
         if self.distances is not None and self.reference is not None:
             self.distances.reference = self.reference.without(self.label)
         self.reset()
@@ -210,6 +233,10 @@ class ClassEvaluation(Evaluation):
 
 def _full_precision(images: Tensor) -> torch.autocast:
     return torch.autocast(images.device.type, enabled=False)
+
+
+def _counted(count: int) -> str:
+    return COUNTS[count] if count < len(COUNTS) else f"{count:,} classes"
 
 
 def _file_of(reference: str) -> Path:

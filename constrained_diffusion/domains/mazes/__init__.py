@@ -7,6 +7,7 @@ from constrained_diffusion.domains.mazes.goal import NearGoal
 from constrained_diffusion.domains.mazes.held_ends import HeldEnds
 from constrained_diffusion.domains.mazes.layout import Maze
 from constrained_diffusion.domains.mazes.plan_evaluation import PlanEvaluation
+from constrained_diffusion.domains.mazes.planners import RecurrentPlanner, TransformerPlanner
 from constrained_diffusion.domains.mazes.projection import ZoneProjection
 from constrained_diffusion.domains.mazes.walls import Walls
 
@@ -17,6 +18,8 @@ __all__ = [
     "Maze",
     "NearGoal",
     "PlanEvaluation",
+    "RecurrentPlanner",
+    "TransformerPlanner",
     "Walls",
     "ZoneBarrier",
     "ZoneProjection",

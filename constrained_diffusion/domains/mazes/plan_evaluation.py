@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from constrained_diffusion.domains.mazes import plan_metrics
+from constrained_diffusion.domains.mazes.forbidden_zones import ForbiddenZones
 from constrained_diffusion.domains.mazes.layout import Maze
-from constrained_diffusion.domains.mazes.plan_figures import PlanFigures
+from constrained_diffusion.domains.mazes.plan_figures import DECLARED, PlanFigures
 from constrained_diffusion.domains.mazes.plan_metrics import Zones
 from constrained_diffusion.domains.mazes.plans import points
 from constrained_diffusion.domains.mazes.smoothness import STILL, acceleration, curvature, step_lengths
@@ -41,6 +42,13 @@ class PlanEvaluation(Evaluation):
         ImportError: plans are to be executed, but the simulator is not installed.
     """
 
+    subject = "plans in a zone"
+    figures = DECLARED
+    overlays_legend = (
+        "All plans of the same seeds, from blue (start) to orange (end). Red discs: forbidden zones; dark red: points "
+        "inside one. Star: the goal."
+    )
+
     def __init__(
         self,
         maze: str | list[str] = "medium",
@@ -63,17 +71,16 @@ class PlanEvaluation(Evaluation):
         self.executed, self.goal = executed, None if goal is None else torch.tensor(goal, dtype=torch.float64)
         self.long_step = None if reference is None else _long_step(reference)
         self.zones: Zones | None = None
-        self.figures = PlanFigures()
+        self.running = PlanFigures()
         self._seen = 0
 
     def bind(self, constraints: Sequence[Constraint]) -> None:
-        """Take the zones of all constraints that have `centres` `(Z, 2)` and a `radius`; forgets all samples."""
+        """Take the zones of all `ForbiddenZones`; forgets all samples."""
         found = []
         for constraint in constraints:
-            centres, radius = getattr(constraint, "centres", None), getattr(constraint, "radius", None)
-            if isinstance(centres, Tensor) and isinstance(radius, Tensor | float | int):
-                centres = centres.detach().cpu().double()
-                radii = torch.as_tensor(radius).detach().cpu().double()
+            if isinstance(constraint, ForbiddenZones):
+                centres = constraint.centres.detach().cpu().double()
+                radii = torch.as_tensor(constraint.radius).detach().cpu().double()
                 found.append((centres, radii.expand(len(centres))))
         self.zones = Zones(*(torch.cat(parts) for parts in zip(*found, strict=True))) if found else None
         self.reset()
@@ -107,7 +114,7 @@ class PlanEvaluation(Evaluation):
         if self.goal is not None:
             figures |= self._goal_figures(paths, self.goal)
         executed, errors = self._execute(route, inner)
-        self.figures.update(figures | executed, steps[moving], errors)
+        self.running.update(figures | executed, steps[moving], errors)
 
     def compute(self) -> dict[str, Any]:
         """Return {"violation_rate", "violation_upper_95", "n", "metrics"}; call it on every rank.
@@ -131,11 +138,11 @@ class PlanEvaluation(Evaluation):
         Raises:
             ValueError: no sample was measured.
         """
-        return self.figures.compute(self.long_step)
+        return self.running.compute(self.long_step)
 
     def reset(self) -> None:
         """Forget all samples."""
-        self.figures.reset()
+        self.running.reset()
         self._seen = 0
 
     @torch.no_grad()

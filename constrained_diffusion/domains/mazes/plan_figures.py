@@ -10,7 +10,34 @@ from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
 from constrained_diffusion.domains.mazes.smoothness import quantile
+from constrained_diffusion.evaluation import Figure
 from constrained_diffusion.statistics import clopper_pearson_upper
+
+DECLARED = (  #: in the order of reports
+    Figure("plan_segment_violation_rate", "plans with a point or segment in a zone", "rate", "less"),
+    Figure("plan_segment_violation_upper_95", "its upper 95 % bound", "rate", "less"),
+    Figure("point_violation_rate", "points in a zone", "rate", "less"),
+    Figure("executed_violation_rate", "executed plans in a zone", "rate", "less", headline=True),
+    Figure("executed_violation_upper_95", "its upper 95 % bound, executed", "rate", "less"),
+    Figure("executed_n", "executed plans", "count"),
+    Figure("depth_mean", "mean depth of the deepest point, cells", "number", "less"),
+    Figure("barrier_min", "least barrier value", "number", "more"),
+    Figure("wall_collision_rate", "plans in a wall", "rate", "less", headline=True),
+    Figure("long_step_rate", "steps longer than the data's p99.9", "rate", "less", headline=True),
+    Figure("long_step", "the data's p99.9 step, cells"),
+    Figure("step_p99", "p99 of the steps, cells"),
+    Figure("step_max", "longest step, cells"),
+    Figure("tracking_p95", "p95 of the ball's distance to its plan, cells", "number", "less"),
+    Figure("goal_reached_rate", "plans that reach the goal", "rate", "more"),
+    Figure("goal_at_end_rate", "plans that end at the goal", "rate", "more"),
+    Figure("first_reach", "first frame at the goal", "number", "less"),
+    Figure("executed_goal_reached_rate", "executed plans that reach the goal", "rate", "more"),
+    Figure("executed_goal_at_end_rate", "executed plans that end at the goal", "rate", "more"),
+    Figure("executed_first_reach", "first frame at the goal, executed", "number", "less"),
+    Figure("d4rl_score", "D4RL score", "number", "more"),
+    Figure("curvature", "curvature", "number", "less"),
+    Figure("acceleration", "acceleration", "number", "less"),
+)
 
 
 class PlanFigures(Metric):

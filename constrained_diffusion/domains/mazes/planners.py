@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from constrained_diffusion.denoisers.schedule import DiffusersSchedule
 from constrained_diffusion.domains.mazes.splines import CYCLES, Splines
+from constrained_diffusion.runtime.stored_networks import storable
 
 
+@storable
 class TransformerPlanner(ModelMixin, ConfigMixin):
     """A transformer over all tokens at once; it sees the whole plan, so that start and goal can be held.
 
@@ -74,6 +76,7 @@ class TransformerPlanner(ModelMixin, ConfigMixin):
         return self.splines.smooth(rough, 1 / (1 - abar))
 
 
+@storable
 class RecurrentPlanner(ModelMixin, ConfigMixin):
     """Residual MLPs before and after a GRU cell that carries a state from token to token, as in the paper's base.
 

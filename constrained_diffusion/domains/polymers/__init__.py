@@ -2,8 +2,10 @@
 
 from constrained_diffusion.domains.polymers.merit import BradleyTerryMerit
 from constrained_diffusion.domains.polymers.polymer_evaluation import PolymerEvaluation
+from constrained_diffusion.domains.polymers.unet1d import Unet1D
 
 __all__ = [
     "BradleyTerryMerit",
     "PolymerEvaluation",
+    "Unet1D",
 ]

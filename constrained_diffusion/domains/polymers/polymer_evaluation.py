@@ -13,18 +13,39 @@ from torchmetrics.utilities.data import dim_zero_cat
 from constrained_diffusion.domains.polymers.coding import coding as named_coding
 from constrained_diffusion.domains.polymers.drawing import unit_pictures
 from constrained_diffusion.domains.polymers.judge import load_judge
+from constrained_diffusion.domains.polymers.merit import BradleyTerryMerit
+from constrained_diffusion.domains.polymers.preferences.model import MeritCNN
 from constrained_diffusion.domains.polymers.reference import Reference
 from constrained_diffusion.domains.polymers.repeat_units import is_valid, require_rdkit
 from constrained_diffusion.domains.polymers.spelling import along_backbone
 from constrained_diffusion.domains.polymers.unit_metrics import clean_samples, polymer_figures
 from constrained_diffusion.domains.polymers.vocabulary import Vocabulary
-from constrained_diffusion.evaluation import Evaluation
-from constrained_diffusion.objectives import Constraint, Reward
+from constrained_diffusion.evaluation import Evaluation, Figure
+from constrained_diffusion.objectives import Constraint, Reward, RewardAtLeast
 from constrained_diffusion.statistics import clopper_pearson_interval, clopper_pearson_upper
 
 REWARD_BIN, JUDGE_BIN = 0.25, 0.05  #: widths of the bins of distributions, in nats and in decades
 MOST_BINS = 200  #: of one distribution
 SHARES = {"validity": "n", "uniqueness": "valid", "novelty": "distinct", "synthesizability": "clean"}  #: of how many
+
+
+FIGURES = (  #: in the order of reports
+    Figure("validity_rate", "valid", "rate", "more", headline=True),
+    Figure("as_written_rate", "valid as written", "rate", "more"),
+    Figure("uniqueness_rate", "unique, of the valid", "rate", "more"),
+    Figure("novelty_rate", "new, of the distinct", "rate", "more"),
+    Figure("synthesizability_rate", "synthesizable, of the clean", "rate", "more"),
+    Figure("similarity", "similarity to the training units"),
+    Figure("diversity", "diversity", "number", "more"),
+    Figure("judge_high_rate", "in the judge's high class", "rate", "more"),
+    Figure("judge_mean", "judge's mean log10 conductivity, S/cm", "number", "more", headline=True),
+    Figure("judge_sd", "its standard deviation"),
+    Figure("reward_mean", "mean of the fitted reward", "number", "more"),
+    Figure("reward_sd", "standard deviation of the fitted reward"),
+    Figure("respelt_reward_mean", "mean reward of valid units, spelt anew", "number", "more"),
+    Figure("reward_distribution", "fitted reward", "distribution"),
+    Figure("judge_distribution", "judge's log10 conductivity, S/cm", "distribution"),
+)
 
 
 class Sequences(Metric):
@@ -64,6 +85,9 @@ class PolymerEvaluation(Evaluation):
         ImportError: the extra `polymer` is not installed.
     """
 
+    subject = "units that are invalid or below the judge's high class"
+    figures = FIGURES
+
     def __init__(
         self,
         reference: str = "polymer_generator",
@@ -79,14 +103,14 @@ class PolymerEvaluation(Evaluation):
         self.sequences = Sequences()
 
     def bind(self, constraints: Sequence[Constraint]) -> None:
-        """Take the reward of the first constraint that has one, to show its distribution; forgets all samples.
+        """Take the reward of the first `RewardAtLeast`, to show its distribution; forgets all samples.
 
         Raises:
             ValueError: it reads other tokens, or the same in another order.
         """
-        found = [getattr(constraint, "reward", None) for constraint in constraints]
-        self.reward = next((reward for reward in found if isinstance(reward, Reward)), None)
-        read, written = getattr(getattr(self.reward, "model", None), "vocabulary", None), self.reference.vocabulary
+        reward = self.reward = next((c.reward for c in constraints if isinstance(c, RewardAtLeast)), None)
+        model = reward.model if isinstance(reward, BradleyTerryMerit) else None
+        read, written = model.vocabulary if isinstance(model, MeritCNN) else None, self.reference.vocabulary
         if read is not None and not written.same_tokens(read):
             raise ValueError(
                 f"the preference model reads {read.notation} with the tokens {' '.join(read.tokens[1:])}, but the "

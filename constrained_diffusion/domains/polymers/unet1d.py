@@ -7,8 +7,10 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import Tensor, nn
 
 from constrained_diffusion.runtime.distribution import needs_extra
+from constrained_diffusion.runtime.stored_networks import storable
 
 
+@storable
 class Unet1D(ModelMixin, ConfigMixin):
     """`denoising_diffusion_pytorch.Unet1D`, whose config travels with its weights (`export`).
 

@@ -19,7 +19,7 @@ from constrained_diffusion.statistics import ViolationRate
 class Above(Evaluation):
     """A sample violates where its first number exceeds 1."""
 
-    label = 3
+    subject = "high ones"
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,8 +64,10 @@ def test_figures_of_all_finished_samples(tmp_path: Path, monkeypatch: Any) -> No
     assert before["own_violation_upper_95"] == 1.0
     both = before_and_after(tmp_path, ["a", "b", "c", "d"], evaluation, [Positive(tolerance=1.0), Positive()])
     assert (both["before"]["own_violation_rate"], both["after"]["own_violation_rate"]) == (1.0, 0.75)
+    each = {name: rate["violation_rate"] for name, rate in both["after"]["constraints"].items()}
+    assert each == {"Positive_0": 0.25, "Positive_1": 0.75}
     assert after["metrics"]["fell_by"] == 0.5
-    assert results["label"] == 3
+    assert results["subject"] == "high ones"
     assert evaluation.compute()["n"] == 7  # as it was
     assert "own_violation_rate" not in before_and_after(tmp_path, ["a"], evaluation)["after"]
     torch.testing.assert_close(samples(tmp_path, ["d", "a", "c"], "after")[:, 0], torch.tensor([1.5, 0.4, -1.0]))

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from constrained_diffusion.callbacks import NoiseResults
-from constrained_diffusion.callbacks.output.noise_results import read_results, summary
 from constrained_diffusion.noise_optimization.jobs import Job
+from constrained_diffusion.reports.noise_rows import read_results, summary
 
 
 class Trap:

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from constrained_diffusion.callbacks import Overlays, Report
-from constrained_diffusion.callbacks.output.overlays import plans_section
 from constrained_diffusion.domains.mazes.drawing import plan_overlays
 from constrained_diffusion.domains.mazes.layout import Maze
 from constrained_diffusion.domains.mazes.plans import points
 from constrained_diffusion.evaluation import Evaluation
 from constrained_diffusion.objectives import Constraint
+from constrained_diffusion.reports.overlays import overlays_section
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -43,6 +43,8 @@ class Nothing(Evaluation):
 
 
 class Plans(Nothing):
+    overlays_legend = "Plans."
+
     def overlays(self, clean: Tensor) -> dict[str, bytes]:
         return plan_overlays(clean, MAZE, [(0.0, 1.0)], 0.3, executed=points(clean) / 2)
 
@@ -85,7 +87,7 @@ def tested(tmp_path: Path) -> Any:
 
 def test_before_and_after_on_the_same_seeds(tested: Any) -> None:
     model = Planner(Plans())
-    folder = tested(model, Overlays(samples=5), Report()) / "plans"
+    folder = tested(model, Overlays(samples=5), Report()) / "overlays"
     assert model.calls == [([0, 1, 2, 3, 4], "pretrained"), ([0, 1, 2, 3, 4], "ema")]
     names = ["after.png", "before.png", "executed_after.png", "executed_before.png"]
     assert sorted(path.name for path in folder.iterdir()) == names
@@ -96,14 +98,14 @@ def test_before_and_after_on_the_same_seeds(tested: Any) -> None:
         assert (folder / f"executed_{side}.png").read_bytes() == expected["executed"]
     page = (folder.parent / "report.html").read_text()
     shown = [page.index(f"<figcaption>{name}<") for name in ("before", "after", "executed, before", "executed, after")]
-    assert page.index("<h2>Plans</h2>") < shown[0]
+    assert page.index("<h2>All samples in one picture</h2>") < shown[0]
     assert shown == sorted(shown)
     assert shown[-1] < page.index("<h2>Samples</h2>")
 
 
 def test_a_pretraining_has_no_before(tested: Any) -> None:
     model = Planner(Plans(), constrained=False)
-    folder = tested(model, Overlays(samples=2)) / "plans"
+    folder = tested(model, Overlays(samples=2)) / "overlays"
     assert sorted(path.name for path in folder.iterdir()) == ["after.png", "executed_after.png"]
     assert model.calls == [([0, 1], "ema")]
 
@@ -113,16 +115,16 @@ def test_without_overlays_nothing_is_sampled(tested: Any, evaluation: Evaluation
     model = Planner(evaluation)
     run = tested(model, Overlays(), Report())
     assert model.calls == []
-    assert not (run / "plans").exists()
-    assert "<h2>Plans</h2>" not in (run / "report.html").read_text()
+    assert not (run / "overlays").exists()
+    assert "<h2>All samples in one picture</h2>" not in (run / "report.html").read_text()
 
 
 def test_a_file_that_is_no_picture_is_named_and_not_shown(tmp_path: Path) -> None:
     (tmp_path / "after.png").write_bytes(b"<script>alert(1)</script>")
-    section = plans_section(tmp_path)
+    section = overlays_section(tmp_path, "Legend.")
     assert "after: after.png is no PNG file." in section
     assert "script" not in section
-    assert plans_section(tmp_path / "none") == ""
+    assert overlays_section(tmp_path / "none", "Legend.") == ""
 
 
 def test_at_least_one_sample() -> None:

@@ -16,8 +16,8 @@ from constrained_diffusion.callbacks.output.results import versions
 from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
 
 KEYS = {
-    *("before", "after", "status", "cost", "label", "seconds", "config", "sampler", "precision", "seeds"),
-    *("versions", "weights_sha256"),
+    *("before", "after", "status", "cost", "seconds", "config", "sampler", "precision", "seeds"),
+    *("versions", "weights_sha256", "figures", "subject", "overlays_legend"),
 }
 
 
@@ -47,10 +47,13 @@ def test_results_of_a_constrained_fit(
     for side, samples in drawn.items():
         bright = samples.flatten(1).mean(1) > 0.4
         assert results[side]["own_violation_rate"] == pytest.approx(float(bright.float().mean()))
+        rate = results[side]["constraints"]["TooBright"]
+        assert (rate["violation_rate"], rate["n"]) == (results[side]["own_violation_rate"], 20)
+        assert results[side]["violation_rate"] is None  # nobody else judges
         assert results[side]["n"] == 20
     assert results["status"] == "infeasible"  # 20 samples cannot bound 1 %
     assert results["cost"].startswith("held-out loss ")
-    assert (results["config"], results["seeds"], results["label"]) == ("own", [first, first + 19], None)
+    assert (results["config"], results["seeds"], results["figures"]) == ("own", [first, first + 19], [])
     assert results["sampler"]["steps"] == 20
     assert results["precision"] == "32-true"
     assert 0 < results["seconds"]["test"] < 600

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ import torch
 
 from constrained_diffusion.callbacks import DivergedError, FitStatus, LastCheckpoint
 from constrained_diffusion.callbacks.run.status import describe, sentence
+from constrained_diffusion.evaluation import Figure
 from constrained_diffusion.fine_tuning.loss import PenaltyLoss
 from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
 from constrained_diffusion.objectives import Constraint
@@ -37,9 +39,8 @@ def test_feasible_tells_of_the_best_validation(
     assert written["values"]["val/own_violation_rate"] == 0.0
     assert written["cost"] == "held-out loss 1.5000"
     assert written["seconds"] > written["evaluation_seconds"] > 0
-    assert (
-        "feasible: at step 8 of 16, 0.00% of the EMA samples violate (upper 95 % bound 31.23%, at most" in caplog.text
-    )
+    told = "feasible: at step 8 of 16, 0 % of the EMA samples violate by own g (upper 95 % bound 31.3 %, at most"
+    assert told in caplog.text
 
 
 def test_infeasible_at_budget(
@@ -49,8 +50,8 @@ def test_infeasible_at_budget(
         fit(scripted([(3.0, BAD), (1.0, BAD)]), tiny_data(), [FitStatus()], max_epochs=2)
     assert status(tmp_path)["status"] == "infeasible"
     assert status(tmp_path)["values"]["step"] == 8  # the last
-    assert "infeasible: after all 8 steps, 100.00% of the EMA samples violate" in caplog.text
-    assert "above the allowed 50.00%" in caplog.text
+    assert "infeasible: after all 8 steps, 100.0 % of the EMA samples violate by own g" in caplog.text
+    assert "above the allowed 50.0 %, n = 8)" in caplog.text
 
 
 def test_without_samples_it_says_what_is_missing(
@@ -191,17 +192,52 @@ def test_a_resumed_fit_goes_on_counting() -> None:
     assert (second.best, second.first, second.last) == (first.best, first.first, first.last)
 
 
+def test_the_settings_behind_the_verdict_are_recorded(scripted: Any, tiny_data: Any, fit: Any, tmp_path: Path) -> None:
+    module = scripted([(3.0, GOOD)])
+    module.stop_below.fill_(0.25)
+    fit(module, tiny_data(), [FitStatus()], max_epochs=1)
+    name = module.constraint_names[0]
+    assert status(tmp_path)["max_violation_rate"] == module.max_violation_rate
+    assert status(tmp_path)["stop_below"] == {name: 0.25}
+    assert status(tmp_path)["values"][f"val/violation_rate/{name}"] == 0.0
+    assert status(tmp_path)["values"]["val/n"] == 8
+
+
+FIGURES = [
+    asdict(Figure("total_variation", "total variation of the rest", "distance", headline=True)),
+    asdict(Figure("unsure_rate", "unsure", "rate", headline=True)),
+    asdict(Figure("fid", "FID", headline=True)),
+    asdict(Figure("kid", "KID")),
+]
+
+
 def test_words() -> None:
     values = {"val/own_violation_rate": 0.002, "val/own_violation_upper_95": 0.0063, "step": 64.0, "val/fid": 7.25}
-    assert sentence("feasible", values, 0.01, 96, 123.4) == (
-        "feasible: at step 64 of 96, 0.20% of the EMA samples violate (upper 95 % bound 0.63%, at most the allowed "
-        "1.00%); 123 s; cost: FID 7.25."
+    assert sentence("feasible", values, 0.01, 96, 123.4, {"figures": FIGURES}) == (
+        "feasible: at step 64 of 96, 0.2 % of the EMA samples violate by own g (upper 95 % bound 0.63 %, at most the "
+        "allowed 1.0 %); 123 s.\nBy the judge: cost: FID 7.2."
     )
-    assert describe({}) == "not measured"
+    assert describe({}, {}) == "not measured"
     everything = {
         "val/diffusion_loss": 0.03,
         "val/total_variation": 0.0412,
-        "val/non_digit_rate": 0.125,
+        "val/unsure_rate": 0.125,
         "val/fid": 1.0,
+        "val/kid": 2.0,
     }
-    assert describe(everything) == "held-out loss 0.0300, total variation of the rest 0.041, non-digits 12.5%, FID 1.00"
+    assert describe(everything, {"figures": FIGURES}) == (
+        "held-out loss 0.0300, total variation of the rest 0.041, unsure 12.5 %, FID 1.0"
+    )
+
+
+def test_each_constraint_has_its_own_words_and_the_judge_has_others() -> None:
+    values = {
+        "val/own_violation_rate": 0.75, "val/own_violation_upper_95": 0.9, "val/n": 8.0, "step": 4.0,
+        "val/violation_rate/A": 0.75, "val/violation_upper_95/A": 0.9,
+        "val/violation_rate/B": 0.25, "val/violation_upper_95/B": 0.6,
+        "val/violation_rate": 0.5, "val/violation_upper_95": 0.8,
+    }  # fmt: skip
+    assert sentence("infeasible", values, 0.01, 4, 1.0, {"subject": "fours"}).splitlines()[1:] == [
+        "By own g: A 75.0 % (upper 95 % bound 90.0 %, n = 8); B 25.0 % (upper 95 % bound 60.0 %, n = 8).",
+        "By the judge: fours 50.0 % (upper 95 % bound 80.0 %, n = 8); cost: not measured.",
+    ]

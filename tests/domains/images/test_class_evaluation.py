@@ -10,6 +10,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from constrained_diffusion.domains.images.class_evaluation import ClassEvaluation, as_stored
+from constrained_diffusion.domains.images.class_probability import ClassProbability
 from constrained_diffusion.domains.images.features import ReferenceFeatures, kernel_distance
 from constrained_diffusion.objectives import Constraint
 from constrained_diffusion.runtime import assets
@@ -40,14 +41,19 @@ class PaintedWithFeatures(Painted):
         return self.dropout(pixels @ torch.eye(pixels.shape[1]))  # exact, but not in the half precision of autocast
 
 
-class Forbid(Constraint):
-    def __init__(self, label: int | None = None) -> None:
-        super().__init__()
-        if label is not None:
-            self.label = label
+class Dark(Constraint):
+    """A constraint that is not about classes, whatever it calls its parts."""
+
+    label = 2
 
     def forward(self, clean: Tensor) -> Tensor:
         return clean.flatten(1).sum(1)
+
+
+class Forbid(ClassProbability):
+    def __init__(self, label: int) -> None:
+        Constraint.__init__(self)
+        self.label = label
 
 
 def paint(shown: list[tuple[int, float]]) -> Tensor:
@@ -104,7 +110,7 @@ def test_marks() -> None:
 
 def test_the_label_comes_from_the_first_constraint_that_has_one() -> None:
     evaluation = ClassEvaluation(Painted())
-    evaluation.bind([Forbid(), Forbid(3), Forbid(1)])
+    evaluation.bind([Dark(), Forbid(3), Forbid(1)])
     evaluation.update(paint(SHOWN))
     assert evaluation.compute()["violation_rate"] == 2 / 8
     evaluation.bind([Forbid(1)])  # another fit: nothing of the first one is left
@@ -119,13 +125,31 @@ def test_a_label_that_was_given_stays() -> None:
     assert evaluation.label == 0
 
 
-def test_without_a_label_there_is_no_violation() -> None:
+@pytest.mark.parametrize("constraints", [[], [Dark()]])
+def test_without_a_label_there_is_no_violation(constraints: list[Constraint]) -> None:
     evaluation = ClassEvaluation(Painted())
-    evaluation.bind([])
+    evaluation.bind(constraints)
+    assert (evaluation.subject, evaluation.figures[1].label) == ("violations", "total variation of the classes")
     evaluation.update(paint(SHOWN))
     result = evaluation.compute()
     assert (result["violation_rate"], result["violation_upper_95"], result["n"]) == (None, None, 8)
     assert "violation" not in evaluation.marks(paint(SHOWN))
+
+
+@pytest.mark.parametrize(
+    ("label", "classes", "word", "others"),
+    [
+        *[(0, 10, "zeros", "other nine"), (6, 10, "sixes", "other nine"), (12, 20, "class 12", "other 19 classes")],
+        *[(4, 100, "class 4", "other 99 classes"), (1, 4, "class 1", "other three")],
+    ],
+)
+def test_the_label_and_the_others_have_names(label: int, classes: int, word: str, others: str) -> None:
+    judge = nn.Linear(2, classes)
+    judge.num_classes = classes  # type: ignore[assignment]
+    evaluation = ClassEvaluation(judge, label=label)
+    assert evaluation.subject == word
+    assert evaluation.figures[0].marked == label
+    assert evaluation.figures[1].label == f"total variation of the {others}"
 
 
 def test_fid_and_kid_leave_the_label_out(reference: str) -> None:
@@ -257,8 +281,6 @@ def test_errors(reference: str) -> None:
         ClassEvaluation(Painted(), label=7)
     with pytest.raises(ValueError, match="knows the classes 0 to 3, so not the label 7"):
         ClassEvaluation(Painted()).bind([Forbid(7)])
-    with pytest.raises(ValueError, match=r"constraint's `label`, but Forbid, Forbid has none; give it, as in"):
-        ClassEvaluation(Painted()).bind([Forbid(), Forbid()])
     with pytest.raises(ValueError, match="finite samples, got NaN; the model has diverged"):
         ClassEvaluation(Painted()).update(torch.full((2, 1, 2, 2), float("nan")))
     nothing = ClassEvaluation(PaintedWithFeatures(), reference, label=2)

@@ -10,17 +10,18 @@ import torch.distributed
 import torch.multiprocessing
 from torch import Tensor
 
+from constrained_diffusion.domains.mazes.forbidden_zones import ForbiddenZones
 from constrained_diffusion.domains.mazes.plan_evaluation import PlanEvaluation
 from constrained_diffusion.objectives import Constraint
 
 SAMPLES = 21
 
 
-class Discs(Constraint):
+class Discs(ForbiddenZones):
     """Two zones of several radii."""
 
     def __init__(self) -> None:
-        super().__init__()
+        Constraint.__init__(self)
         self.centres, self.radius = torch.tensor([[-2.0, 2.5], [-1.5, 2.0]]), torch.tensor([0.3, 0.2])
 
     def forward(self, clean: Tensor) -> Tensor:

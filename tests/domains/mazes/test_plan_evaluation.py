@@ -15,6 +15,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from constrained_diffusion.domains.mazes.forbidden_zones import ForbiddenZones
 from constrained_diffusion.domains.mazes.plan_evaluation import PlanEvaluation
 from constrained_diffusion.objectives import Constraint
 from constrained_diffusion.reports.table import before_after_table
@@ -27,9 +28,9 @@ SIMULATED = pytest.mark.skipif(
 )
 
 
-class Discs(Constraint):
+class Discs(ForbiddenZones):
     def __init__(self, centres: list[list[float]], radius: float | Tensor, margin: float = 0.0) -> None:
-        super().__init__()
+        Constraint.__init__(self)
         self.register_buffer("centres", torch.tensor(centres))
         self.radius, self.margin = radius, margin
 
