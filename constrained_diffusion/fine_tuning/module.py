@@ -44,8 +44,7 @@ class ConstrainedDiffusion(TrainedModule):
         max_timestep: T_phi; the constraints see the rows with t < T_phi. None: all rows.
         open_from: for "conditioned_algorithm1", see `PenaltyLoss`.
         evaluation: what `validate` and `test` measure on samples; by default g alone.
-        sampler: the sampler of evaluation and prediction.
-        guide: what steers every sampling of this model, in evaluation, prediction and for generated training sets.
+        sampler, guide: how samples are drawn in evaluation and prediction, and what steers every drawing.
         ema_decay: decay of the moving average of the weights, which every sample is drawn from.
         loss_weight: weights of the diffusion loss by noise level; None: all alike.
         noise_levels: levels that differ from token to token; None: one for each row.
