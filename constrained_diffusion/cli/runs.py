@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from constrained_diffusion.runtime import untrusted
+from constrained_diffusion.runtime.files import write_text
 
 CONFIG = "config.yaml"  # written when a run begins; a folder without it holds no results yet
 
@@ -93,7 +94,7 @@ def begin(run: Path, config: str, latest: bool = True) -> None:
     """Keep `run` from now on: write its config, if it has none yet, and point `latest` at it."""
     file = run / CONFIG
     if not file.exists():
-        file.write_text(config)
+        write_text(file, config)
     if latest:
         _link(run.parent / "latest", run.name)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -27,6 +26,7 @@ from constrained_diffusion.fine_tuning.networks import DiffusionNetworks
 from constrained_diffusion.guides.base import Guide
 from constrained_diffusion.objectives import Constraint
 from constrained_diffusion.runtime import assets, untrusted
+from constrained_diffusion.runtime.files import write_json
 from constrained_diffusion.runtime.precision import Float32ModuleList, keep_float32, to_float32
 from constrained_diffusion.runtime.randomness import keyed_normal
 from constrained_diffusion.runtime.ranks import sum_over_ranks
@@ -285,7 +285,7 @@ class EvaluatedDiffusion(DiffusionNetworks):
             state = untrusted.read_checkpoint(checkpoint, "state_dict")["state_dict"]
             network.load_state_dict({k.removeprefix("ema."): v for k, v in state.items() if k.startswith("ema.")})
         export(self.denoiser, folder, merge_adapters(network) if self.lora else network)
-        (Path(folder) / "training.json").write_text(json.dumps(self.training_facts(), indent=2) + "\n")
+        write_json(Path(folder) / "training.json", self.training_facts())
 
     def training_facts(self) -> dict[str, Any]:
         """Return what a card says of the training: seed, batches, and the torch that did it."""

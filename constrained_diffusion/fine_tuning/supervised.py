@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric, MetricCollection
 
 from constrained_diffusion.batch import Batch
+from constrained_diffusion.runtime.files import write_json
 from constrained_diffusion.runtime.stored_networks import save_network
 
 AUGMENTATION = 4  # stream of random numbers, apart from those of diffusion training
@@ -143,7 +143,7 @@ class Supervised(LightningModule):
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
         }
-        (Path(folder) / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
+        write_json(Path(folder) / "training.json", facts)
 
 
 def _condition(batch: Batch) -> Tensor:

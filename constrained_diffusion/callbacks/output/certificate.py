@@ -7,7 +7,6 @@ other, so what the judge finds among them has the one-sided bound of Clopper and
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +19,7 @@ from constrained_diffusion.callbacks.output.results import versions
 from constrained_diffusion.diffusion.rejection import InfeasibleError, Rejection
 from constrained_diffusion.objectives import Constraint
 from constrained_diffusion.reports.table import percent
-from constrained_diffusion.runtime.files import rename_existing
+from constrained_diffusion.runtime.files import rename_existing, write_json
 from constrained_diffusion.runtime.ranks import gather_from_ranks
 from constrained_diffusion.statistics import clopper_pearson_upper, inverse_sampling_interval
 
@@ -87,7 +86,7 @@ class Certificate(Callback):
         file = Path(trainer.default_root_dir) / "samples" / "certificate.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         rename_existing(file)
-        file.write_text(json.dumps(self.certificate, indent=2))
+        write_json(file, self.certificate)
         print(self.certificate["sentence"])
 
 

@@ -33,6 +33,7 @@ from constrained_diffusion.noise_optimization.optimizer import Run
 from constrained_diffusion.noise_optimization.record import Record
 from constrained_diffusion.reports.table import before_after_table
 from constrained_diffusion.runtime import untrusted
+from constrained_diffusion.runtime.files import replaced, write_json, write_text
 
 NUMBERS = ("reward_before", "reward", "probability_before", "probability", "best_step", "steps")  #: in every row
 
@@ -97,10 +98,8 @@ class NoiseResults(NoiseCallback):
             return
         ended = self._ended(jobs, run.records)
         if ended or time.monotonic() - self._saved >= self.save_every_seconds:
-            file = _unfinished(trainer)
-            draft = file.with_suffix(".part")
-            torch.save({"jobs": [list(job) for job in jobs], "run": run.state_dict()}, draft)
-            draft.replace(file)  # atomic: a kill leaves the state before
+            with replaced(_unfinished(trainer)) as file:
+                torch.save({"jobs": [list(job) for job in jobs], "run": run.state_dict()}, file)
             self._saved = time.monotonic()
         for job, record in ended:  # after the state, which so knows every job with a row as ended
             self._write(trainer, module, job, record)
@@ -173,9 +172,7 @@ def _check_same(jobs: Iterable[Job], kept: Mapping[str, Job], place: str | Path)
 
 def _merge(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Make results.jsonl the one file of rows: those of all ranks, and no line that a kill has cut."""
-    draft = folder / "results.jsonl.part"
-    draft.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    draft.replace(folder / "results.jsonl")
+    write_text(folder / "results.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     for file in folder.glob("results-rank*.jsonl"):  # a kill in between leaves rows twice, and loses none
         file.unlink()
 
@@ -183,7 +180,7 @@ def _merge(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def _measure(folder: Path, keys: Sequence[str], module: Any) -> None:
     results = before_and_after(folder, keys, module.evaluation, module.constraints, module.device)
     results["versions"] = versions()
-    (folder / "results.json").write_text(json.dumps(results, indent=2))
+    write_json(folder / "results.json", results)
     print(before_after_table(results))
     if draws_overlays(module.evaluation):
         for side in ("before", "after"):

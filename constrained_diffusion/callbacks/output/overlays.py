@@ -11,6 +11,7 @@ from torch import Tensor
 
 from constrained_diffusion.evaluation import Evaluation
 from constrained_diffusion.reports.page import note, picture
+from constrained_diffusion.runtime.files import write_bytes
 
 LEGEND = (
     "All plans of the same seeds, from blue (start) to orange (end). Red discs: forbidden zones; dark red: points "
@@ -66,7 +67,7 @@ def write_overlays(evaluation: Evaluation, clean: Tensor, run: Path, side: str) 
     """
     for name, png in evaluation.overlays(clean).items():
         (run / "plans").mkdir(parents=True, exist_ok=True)
-        (run / "plans" / (f"{name}_{side}.png" if name else f"{side}.png")).write_bytes(png)
+        write_bytes(run / "plans" / (f"{name}_{side}.png" if name else f"{side}.png"), png)
 
 
 def plans_section(folder: Path) -> str:

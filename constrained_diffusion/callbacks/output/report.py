@@ -113,6 +113,10 @@ class Report(Callback):
     The run is `trainer.default_root_dir`. Place it after what writes grids and `results.json`.
     """
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":  # what an earlier `test` wrote is read at the end: damage is told now
+            read_json(Path(trainer.default_root_dir) / "results.json")
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._write(trainer)
 

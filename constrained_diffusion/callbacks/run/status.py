@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 from constrained_diffusion.callbacks.run.pending_losses import PendingStep, at_log_step, first_broken, pending_step
+from constrained_diffusion.runtime.files import write_json
 from constrained_diffusion.runtime.ranks import gather_from_ranks
 
 
@@ -162,4 +162,4 @@ def _write(trainer: Trainer, status: dict[str, Any]) -> None:
     if trainer.is_global_zero:
         run = Path(trainer.default_root_dir)
         run.mkdir(parents=True, exist_ok=True)
-        (run / "status.json").write_text(json.dumps(status, indent=2))
+        write_json(run / "status.json", status)
