@@ -26,6 +26,8 @@ from constrained_diffusion.noise_optimization.optimizer import Run
 from constrained_diffusion.reports import plots
 from constrained_diffusion.reports.page import figure, note, write_page
 from constrained_diffusion.runtime import untrusted
+from constrained_diffusion.runtime.files import write_bytes
+from constrained_diffusion.runtime.run_folder import RunFolder
 
 STRIPS, FRAMES = 8, 8  #: samples shown on their way, and pictures of each
 SHOWN = 48  #: rows of the table
@@ -77,13 +79,13 @@ class NoiseReport(NoiseCallback):
         if trainer.is_global_zero:
             for folder in [path for path in _strips_folder(trainer).glob("*") if path.is_dir()]:
                 if frames := _frames(folder):
-                    folder.with_name(f"{folder.name}.png").write_bytes(strip(frames))
+                    write_bytes(folder.with_name(f"{folder.name}.png"), strip(frames))
                 shutil.rmtree(folder)
-            print(f"report: {write_noise_report(Path(trainer.default_root_dir))}")
+            print(f"report: {write_noise_report(RunFolder.of(trainer).path)}")
 
 
 def _strips_folder(trainer: Trainer) -> Path:
-    return Path(trainer.default_root_dir) / "strips"
+    return RunFolder.of(trainer).strips
 
 
 def _frames(folder: Path) -> list[Path]:
@@ -107,20 +109,19 @@ def strip(frames: Sequence[Path]) -> bytes:
 
 def write_noise_report(folder: Path) -> Path:
     """Write `report.html` from what lies in the folder of a noise optimisation, and return its path."""
-    rows = read_results(folder)
-    title = f"{folder.resolve().parent.name} / {folder.resolve().name}"
-    config = (folder / "config.yaml").read_text("utf-8", "replace") if (folder / "config.yaml").is_file() else ""
+    run, rows = RunFolder(folder), read_results(folder)
+    config = run.config.read_text("utf-8", "replace") if run.config.is_file() else ""
     sections = [
-        f"<h1>{escape(title)}</h1>",
+        f"<h1>{escape(run.title)}</h1>",
         f'<p class="verdict plain">{escape(summary(rows))}</p>',
-        before_after_section(read_json(folder / "results.json")),
-        plans_section(folder / "plans"),
+        before_after_section(read_json(run.results)),
+        plans_section(run.overlays),
         _trajectories(rows),
-        _strips(folder / "strips"),
+        _strips(run.strips),
         _table(rows),
         f"<details><summary>config.yaml</summary><pre>{escape(config)}</pre></details>" if config else "",
     ]
-    return write_page(folder / "report.html", title, sections)
+    return write_page(run.report, run.title, sections)
 
 
 def _trajectories(rows: Sequence[Mapping[str, Any]]) -> str:

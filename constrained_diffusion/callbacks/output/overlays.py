@@ -12,6 +12,7 @@ from torch import Tensor
 from constrained_diffusion.evaluation import Evaluation
 from constrained_diffusion.reports.page import note, picture
 from constrained_diffusion.runtime.files import write_bytes
+from constrained_diffusion.runtime.run_folder import RunFolder
 
 LEGEND = (
     "All plans of the same seeds, from blue (start) to orange (end). Red discs: forbidden zones; dark red: points "
@@ -47,7 +48,7 @@ class Overlays(Callback):
             with torch.no_grad():
                 clean = pl_module.sample(range(self.samples), weights=weights)
             if trainer.is_global_zero:
-                write_overlays(pl_module.evaluation, clean, Path(trainer.default_root_dir), side)
+                write_overlays(pl_module.evaluation, clean, RunFolder.of(trainer), side)
 
 
 def draws_overlays(evaluation: Evaluation | None) -> bool:
@@ -56,7 +57,7 @@ def draws_overlays(evaluation: Evaluation | None) -> bool:
 
 
 @torch.no_grad()
-def write_overlays(evaluation: Evaluation, clean: Tensor, run: Path, side: str) -> None:
+def write_overlays(evaluation: Evaluation, clean: Tensor, run: RunFolder, side: str) -> None:
     """Write the overlays of samples `(B, *shape)` to `plans/` in the run folder.
 
     Args:
@@ -66,8 +67,8 @@ def write_overlays(evaluation: Evaluation, clean: Tensor, run: Path, side: str) 
         side: "before" or "after".
     """
     for name, png in evaluation.overlays(clean).items():
-        (run / "plans").mkdir(parents=True, exist_ok=True)
-        write_bytes(run / "plans" / (f"{name}_{side}.png" if name else f"{side}.png"), png)
+        run.overlays.mkdir(parents=True, exist_ok=True)
+        write_bytes(run.overlays / (f"{name}_{side}.png" if name else f"{side}.png"), png)
 
 
 def plans_section(folder: Path) -> str:

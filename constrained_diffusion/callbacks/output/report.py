@@ -21,6 +21,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from constrained_diffusion.callbacks.output.overlays import plans_section
 from constrained_diffusion.reports import plots, table
 from constrained_diffusion.reports.page import note, picture, write_page
+from constrained_diffusion.runtime.run_folder import RunFolder
 
 MAX_GRIDS = 24  # a longer fit shows so many of its epochs, evenly spread
 _STATUSES = ("feasible", "infeasible", "diverged")
@@ -48,23 +49,22 @@ def write_report(run: Path) -> Path:
         FileNotFoundError: there is no such folder.
         ValueError: a JSON file there is no JSON object, for instance because it is truncated.
     """
-    run = Path(run).resolve()
-    if not run.is_dir():
-        raise FileNotFoundError(f"write_report expects a run folder, but '{run}' is none; give the folder of a fit.")
-    results, fit = read_json(run / "results.json"), read_json(run / "status.json")
-    metrics = read_metrics(run / "metrics.csv")
-    config = (run / "config.yaml").read_text("utf-8", "replace") if (run / "config.yaml").is_file() else ""
-    title = f"{run.parent.name} / {run.name}"
+    folder = RunFolder(Path(run).resolve())
+    if not folder.path.is_dir():
+        raise FileNotFoundError(f"write_report expects a run folder, but '{folder}' is none; give the folder of a fit.")
+    results, fit = read_json(folder.results), read_json(folder.status)
+    metrics = read_metrics(folder.metrics)
+    config = folder.config.read_text("utf-8", "replace") if folder.config.is_file() else ""
     sections = [
-        f"<h1>{escape(title)}</h1>",
+        f"<h1>{escape(folder.title)}</h1>",
         _verdict(results, fit, metrics),
         before_after_section(results),
-        plans_section(run / "plans"),
-        _grids(run / "grids"),
+        plans_section(folder.overlays),
+        _grids(folder.grids),
         _plots(results, metrics, config),
         _settings(results, config),
     ]
-    return write_page(run / "report.html", title, sections)
+    return write_page(folder.report, folder.title, sections)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -115,7 +115,7 @@ class Report(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":  # what an earlier `test` wrote is read at the end: damage is told now
-            read_json(Path(trainer.default_root_dir) / "results.json")
+            read_json(RunFolder.of(trainer).results)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._write(trainer)
@@ -125,7 +125,7 @@ class Report(Callback):
 
     def _write(self, trainer: Trainer) -> None:
         if trainer.is_global_zero:
-            print(f"report: {write_report(Path(trainer.default_root_dir))}")
+            print(f"report: {write_report(RunFolder.of(trainer).path)}")
 
 
 def _verdict(results: Mapping[str, Any], fit: Mapping[str, Any], metrics: Metrics) -> str:

@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, Trainer
 from constrained_diffusion.reports.table import before_after_table
 from constrained_diffusion.runtime import untrusted
 from constrained_diffusion.runtime.files import rename_existing, write_json
+from constrained_diffusion.runtime.run_folder import RunFolder
 
 PACKAGES = ("constrained-diffusion", "torch", "lightning", "diffusers", "torchmetrics", "jsonargparse")
 
@@ -36,7 +37,7 @@ class Results(Callback):
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         if stage == "test":
-            self._fit = _read(Path(trainer.default_root_dir) / "status.json")
+            self._fit = _read(RunFolder.of(trainer).status)
 
     def on_test_start(self, trainer: Trainer, pl_module: Any) -> None:
         self._started = time.monotonic()
@@ -44,7 +45,6 @@ class Results(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
         if not trainer.is_global_zero:
             return
-        run = Path(trainer.default_root_dir)
         fit = self._fit
         first = getattr(trainer.datamodule, "first_eval_seed", 0)  # type: ignore[attr-defined]
         results = {
@@ -60,8 +60,8 @@ class Results(Callback):
             "versions": versions(),
             "weights_sha256": pl_module.weights_sha256(),
         }
-        rename_existing(run / "results.json")
-        write_json(run / "results.json", results)
+        rename_existing(RunFolder.of(trainer).results)
+        write_json(RunFolder.of(trainer).results, results)
         print(before_after_table(results))
 
 

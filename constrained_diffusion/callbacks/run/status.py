@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from constrained_diffusion.callbacks.run.pending_losses import PendingStep, at_log_step, first_broken, pending_step
 from constrained_diffusion.runtime.files import write_json
 from constrained_diffusion.runtime.ranks import gather_from_ranks
+from constrained_diffusion.runtime.run_folder import RunFolder
 
 
 class DivergedError(RuntimeError):
@@ -160,6 +160,6 @@ def describe(values: dict[str, float]) -> str:
 
 def _write(trainer: Trainer, status: dict[str, Any]) -> None:
     if trainer.is_global_zero:
-        run = Path(trainer.default_root_dir)
-        run.mkdir(parents=True, exist_ok=True)
-        write_json(run / "status.json", status)
+        run = RunFolder.of(trainer)
+        run.path.mkdir(parents=True, exist_ok=True)
+        write_json(run.status, status)

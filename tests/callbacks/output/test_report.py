@@ -311,11 +311,8 @@ def test_broken_distributions_never_crash(run, told):
 
 def test_half_a_results_file_ends_a_fit_before_it_trains(tmp_path):
     (tmp_path / "results.json").write_text('{"status": ')
-    trainer = Trainer(
-        max_epochs=1, logger=False, callbacks=[Report()], default_root_dir=tmp_path, accelerator="cpu",
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
-    model = Logging()
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = Trainer(callbacks=[Report()], default_root_dir=tmp_path, accelerator="cpu", **quiet)
     with pytest.raises(ValueError, match=r"complete JSON object in '.*results.json'"):
-        trainer.fit(model, DataLoader(TensorDataset(torch.ones(3, 1))))
+        trainer.fit(Logging(), DataLoader(TensorDataset(torch.ones(3, 1))))
     assert trainer.global_step == 0
