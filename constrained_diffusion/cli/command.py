@@ -52,7 +52,8 @@ from constrained_diffusion.fine_tuning.supervised import Supervised
 from constrained_diffusion.noise_optimization import gradients, regularizers
 from constrained_diffusion.noise_optimization.module import DirectNoiseOptimization
 from constrained_diffusion.runtime import cpu_precision, untrusted
-from constrained_diffusion.runtime.termination import before_termination
+from constrained_diffusion.runtime.run_folder import RunFolder
+from constrained_diffusion.runtime.run_lock import locked
 
 # Imported so that configs can name their classes without a path.
 IMPORTED = (
@@ -89,9 +90,10 @@ EXPECTED = (ArgumentError, MisconfigurationException, FileNotFoundError, ImportE
 class ConstrainedCLI(LightningCLI):
     """LightningCLI with a run folder, the run's callbacks, and `--ckpt_path last`."""
 
-    run_folder: Path  #: on ranks other than the first a stand-in, until `SharedRunFolder` tells the Trainer
-    made: Path | None = None  #: the folder that this command made, which it withdraws if the run never begins
+    run_folder: RunFolder  #: on ranks other than the first a stand-in, until `SharedRunFolder` tells the Trainer
+    exits: contextlib.ExitStack  #: what `main` does at the end: withdraw a folder that never began, and unlock it
     config_name: str = "run"
+    stepped: bool = False  #: whether this command has trained a batch
     training: bool = False  #: whether this command's training has begun; what goes wrong then is no mistake in a config
 
     def add_arguments_to_parser(self, parser: Any) -> None:
@@ -124,12 +126,19 @@ class ConstrainedCLI(LightningCLI):
             earlier = None if fit or given is None else runs.run_of(Path(given))
         if earlier is not None:
             runs.check_links(earlier)
-        if earlier is None and runs.first_rank():
-            earlier = ConstrainedCLI.made = runs.new_run(self.config_name, root)
-        self.run_folder = earlier or (root / self.config_name).absolute()
+        self.run_folder = earlier or RunFolder((root / self.config_name).absolute())
+        if runs.first_rank():
+            self._take_folder(earlier, root)
         if not fit:
             warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint")  # the fit's own
         trainer.default_root_dir = str(self.run_folder)
+
+    def _take_folder(self, earlier: RunFolder | None, root: Path) -> None:
+        self.run_folder = earlier or runs.new_run(self.config_name, root)
+        if earlier is None or self.subcommand != "validate":  # which writes nothing
+            ConstrainedCLI.exits.enter_context(locked(self.run_folder))
+        if earlier is None:
+            ConstrainedCLI.exits.callback(runs.withdraw, self.run_folder)
 
     @property
     def _optimizes_noise(self) -> bool:
@@ -159,21 +168,22 @@ class ConstrainedCLI(LightningCLI):
         given = {type(callback) for callback in (own if isinstance(own, list) else [own])}
         callbacks = _callbacks(self.model, self.config_name, fit)
         if resumed is not None:
-            callbacks.insert(0, ContinueLog(run / "metrics.csv"))
+            callbacks.insert(0, ContinueLog(run.metrics))
         if config.enable_progress_bar is not False and not any(issubclass(kind, ProgressBar) for kind in given):
             callbacks.append(NoiseProgress() if self._optimizes_noise else FitProgress())
         if config.enable_checkpointing is False:
             callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
         begin = LambdaCallback(
-            on_train_epoch_start=self._begin, on_test_start=self._begin, on_predict_start=self._begin
-        )
+            on_train_epoch_start=self._begin, on_test_start=self._begin, on_predict_start=self._begin,
+            on_train_batch_end=self._stepped,
+        )  # fmt: skip
         self.trainer_defaults["callbacks"] = [*(c for c in callbacks if type(c) not in given), begin]
         first = runs.first_rank()  # before the Trainer knows better
         trainer = super().instantiate_trainer(**kwargs)
         if trainer.global_rank == 0 and not first:
             raise ValueError(
-                "RANK, LOCAL_RANK, SLURM_PROCID or NODE_RANK in the environment says that this is not the first rank, "
-                "but for the Trainer it is; start it by torchrun or srun on all ranks, or unset these variables."
+                "RANK, LOCAL_RANK, SLURM_PROCID, NODE_RANK or MPI's in the environment says that this is not the first "
+                "rank, but for the Trainer it is; start it by torchrun or srun on all ranks, or unset these variables."
             )
         trainer.callbacks.insert(0, SharedRunFolder())  # type: ignore[attr-defined]  # before the config's own callbacks
         return trainer
@@ -181,15 +191,23 @@ class ConstrainedCLI(LightningCLI):
     def _begin(self, trainer: Trainer, model: LightningModule) -> None:
         """Note, once, that everything has been checked, so that this run is worth keeping."""
         if trainer.is_global_zero and not ConstrainedCLI.training:
-            latest = trainer.training or self._optimizes_noise
-            runs.begin(self.run_folder, self.config_text, latest=latest)
+            runs.begin(self.run_folder, self.config_text)
+            if self._optimizes_noise:
+                runs.point_latest(self.run_folder)
         ConstrainedCLI.training = trainer.training
 
+    def _stepped(self, trainer: Trainer, *_: Any) -> None:
+        """Let `latest` point at this fit from its first step on, and before its first checkpoint."""
+        if trainer.is_global_zero and not self.stepped:
+            runs.point_latest(self.run_folder)
+        self.stepped = True
 
-def _loggers(run: Path, resumed: int | None) -> list[Any]:
+
+def _loggers(folder: RunFolder, resumed: int | None) -> list[Any]:
+    run = folder.path
     loggers: list[Any] = [CSVLogger(run, name="", version="", flush_logs_every_n_steps=10)]
     with contextlib.suppress(ModuleNotFoundError):  # an extra; the CSV file has the same numbers
-        loggers.append(TensorBoardLogger(run, name="tensorboard", version="", purge_step=resumed))
+        loggers.append(TensorBoardLogger(run, name=folder.tensorboard.name, version="", purge_step=resumed))
     return loggers
 
 
@@ -211,8 +229,8 @@ def main(args: list[str] | None = None) -> None:
     """
     argv = list(sys.argv[1:] if args is None else args)
     _hush()
-    ConstrainedCLI.training, ConstrainedCLI.made = False, None
-    with before_termination(_withdraw):
+    ConstrainedCLI.training = False
+    with contextlib.ExitStack() as ConstrainedCLI.exits:
         try:
             _run(argv)
         except (DivergedError, InfeasibleError) as error:
@@ -226,8 +244,6 @@ def main(args: list[str] | None = None) -> None:
             if not _restores(error) or os.environ.get("CONSTRAINED_DIFFUSION_DEBUG"):
                 raise
             sys.exit(_say(_told(error), 2))
-        finally:
-            _withdraw()
 
 
 def _restores(error: Exception) -> bool:
@@ -245,11 +261,6 @@ def _told(error: Exception) -> str:
 
 def _modules(error: Exception) -> list[str]:
     return [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
-
-
-def _withdraw() -> None:
-    if ConstrainedCLI.made is not None:
-        runs.withdraw(ConstrainedCLI.made)
 
 
 def _hush() -> None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import warnings
 from pathlib import Path
 
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from constrained_diffusion.runtime import untrusted
+from constrained_diffusion.runtime.files import rename_existing, write_text
+from constrained_diffusion.runtime.run_folder import RunFolder
+from constrained_diffusion.runtime.run_lock import RunInUseError, locked
 
-CONFIG = "config.yaml"  # written when a run begins; a folder without it holds no results yet
+RANKS = ("NODE_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")  # beside those that Lightning reads
 
 
 def shipped_configs() -> Path:
@@ -57,57 +61,83 @@ def first_rank() -> bool:
     every rank the first; what they then decide must be mended later (`SharedRunFolder`, `withdraw`).
     """
     # NODE_RANK: Lightning's own launcher, started once per node, gives the first process of a node no other number.
+    # The others are MPI's, which Lightning asks only later.
     rank: int = rank_zero_only.rank  # type: ignore[attr-defined]  # Lightning reads it from the environment
-    return rank == 0 and os.environ.get("NODE_RANK", "0") == "0"
+    return rank == 0 and all(os.environ.get(name, "0") == "0" for name in RANKS)
 
 
-def new_run(config: str, root: Path) -> Path:
-    """Make the next numbered folder of `config` below `root`; on several ranks, for the first one alone."""
+def new_run(config: str, root: Path) -> RunFolder:
+    """Make the next numbered folder of `config` below `root`; on several ranks, for the first one alone.
+
+    Folders of commands that were killed before their runs began are taken away.
+    """
     folder = root / config
+    for run in [RunFolder(path) for path in folder.glob("[0-9]*")]:
+        if run.lock.is_file() and not run.config.exists():
+            with contextlib.suppress(RunInUseError, FileNotFoundError), locked(run) as alone:
+                if alone:
+                    withdraw(run)
     folder.mkdir(parents=True, exist_ok=True)
     number = max((int(p.name) for p in folder.iterdir() if p.name.isdecimal()), default=0)
     while True:
         number += 1
-        run = folder / str(number)
+        path = folder / str(number)
         try:
-            run.mkdir()  # fails where another process was faster
+            path.mkdir()  # fails where another process was faster
         except FileExistsError:
             continue
-        return run.absolute()
+        return RunFolder(path.absolute())
 
 
-def unfinished_run(config: str, text: str, root: Path) -> Path | None:
+def unfinished_run(config: str, text: str, root: Path) -> RunFolder | None:
     """Return the latest run of `config` if it was interrupted and had just this config, to go on with; else None.
 
     For commands that mark their end by a file `finished`.
     """
     run = _latest(config, root)
-    if run is None or (run / "finished").exists() or not (run / CONFIG).is_file():
+    if run is None or run.finished.exists() or not run.config.is_file():
         return None
-    if (run / CONFIG).read_bytes() != text.encode():
+    if run.config.read_bytes() != text.encode():
         return None
     return run
 
 
-def begin(run: Path, config: str, latest: bool = True) -> None:
-    """Keep `run` from now on: write its config, if it has none yet, and point `latest` at it."""
-    file = run / CONFIG
-    if not file.exists():
-        file.write_text(config)
-    if latest:
-        _link(run.parent / "latest", run.name)
+def begin(run: RunFolder, config: str) -> None:
+    """Keep `run` from now on: write its config, if it has none yet."""
+    if not run.config.exists():
+        write_text(run.config, config)
 
 
-def withdraw(run: Path) -> None:
-    """Remove the folder that `new_run` made, unless the run has begun."""
-    if not run.is_dir() or (run / CONFIG).exists():
+def point_latest(run: RunFolder) -> None:
+    """Let the link `latest` beside the run point at it; a file or folder of that name is put aside as `latest-1`."""
+    link = run.path.parent / "latest"
+    if run.path == link:  # copied without links
         return
-    shutil.rmtree(run, ignore_errors=True)  # a termination may withdraw it at the same moment
+    temporary = link.with_name(f".latest-{os.getpid()}")
+    try:
+        temporary.unlink(missing_ok=True)  # a kill left it, of another process with this number
+        temporary.symlink_to(run.path.name)
+        if not link.is_symlink():
+            rename_existing(link)
+        temporary.replace(link)
+    except OSError as error:  # a fit does not end for that
+        warnings.warn(
+            f"'{link}' cannot be made a link to this run ({error}); give the path of a checkpoint, such as "
+            f"'{run.last_checkpoint}', in place of `--ckpt_path last`.",
+            stacklevel=2,
+        )
+
+
+def withdraw(run: RunFolder) -> None:
+    """Remove the folder that `new_run` made, unless the run has begun."""
+    if not run.path.is_dir() or run.config.exists():
+        return
+    shutil.rmtree(run.path, ignore_errors=True)
     with contextlib.suppress(OSError):  # other runs of this config are there
-        run.parent.rmdir()
+        run.path.parent.rmdir()
 
 
-def latest_run(config: str, root: Path) -> Path:
+def latest_run(config: str, root: Path) -> RunFolder:
     """Return the newest run of `config` below `root`.
 
     Raises:
@@ -123,10 +153,10 @@ def latest_run(config: str, root: Path) -> Path:
     return run
 
 
-def check_links(run: Path) -> None:
+def check_links(run: RunFolder) -> None:
     """Raise ValueError where a link in the folder `run` leads out of it: what is written there would lie elsewhere."""
-    inside = run.resolve()
-    for path in run.rglob("*"):
+    inside = run.path.resolve()
+    for path in run.path.rglob("*"):
         if path.is_symlink() and not os.path.realpath(path).startswith(f"{inside}{os.sep}"):
             raise ValueError(
                 f"'{path}' is a link out of its run's folder, to '{os.readlink(path)}': nothing is written there; put "
@@ -134,44 +164,37 @@ def check_links(run: Path) -> None:
             )
 
 
-def last_checkpoint(run: Path) -> Path:
+def last_checkpoint(run: RunFolder) -> Path:
     """Return the checkpoint that `--ckpt_path last` continues.
 
     Raises:
         FileNotFoundError: the run has none yet.
     """
-    checkpoint = run / "checkpoints" / "last.ckpt"
+    checkpoint = run.last_checkpoint
     if not checkpoint.is_file():
         raise FileNotFoundError(f"'{run}' holds no checkpoints/last.ckpt to continue from; start a fresh fit instead.")
     return checkpoint
 
 
-def best_checkpoint(run: Path) -> Path:
+def best_checkpoint(run: RunFolder) -> Path:
     """Return what `test` and `predict` use: `best_feasible` where a fit found one, else `last`."""
-    best = run / "checkpoints" / "best_feasible.ckpt"
-    return best if best.is_file() else last_checkpoint(run)
+    return run.best_feasible if run.best_feasible.is_file() else last_checkpoint(run)
 
 
-def run_of(checkpoint: Path) -> Path | None:
+def run_of(checkpoint: Path) -> RunFolder | None:
     """Return the run that a checkpoint belongs to; None where it lies in none."""
-    run = checkpoint.resolve().parent.parent
-    return run if checkpoint.resolve().parent.name == "checkpoints" and (run / CONFIG).is_file() else None
+    run = RunFolder(checkpoint.resolve().parent.parent)
+    return run if checkpoint.resolve().parent == run.checkpoints and run.config.is_file() else None
 
 
-def _latest(config: str, root: Path) -> Path | None:
+def _latest(config: str, root: Path) -> RunFolder | None:
     link = root / config / "latest"
     if not link.exists():
         return None
     run = link.resolve()
     if run.parent != link.parent.resolve():
         raise ValueError(f"'{link}' leads out of its folder, to '{run}': expected a run beside it; take the link out.")
-    return run
-
-
-def _link(link: Path, target: str) -> None:
-    temporary = link.with_name(f".latest-{os.getpid()}")
-    temporary.symlink_to(target)
-    temporary.replace(link)
+    return RunFolder(run)
 
 
 def check_checkpoint(checkpoint: str | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 class ImageFolderDataModule(DiffusionDataModule):
     """All pictures below a folder, in alphabetical order, resized and cropped to a square, `(C, size, size)` in [0, 1].
 
+    Hidden files, such as the `._0.png` that macOS writes beside a picture, and what is no regular file are left out.
+
     Args:
         folder: where the pictures lie; subfolders count.
         size: edge length in pixels.
@@ -28,7 +31,7 @@ class ImageFolderDataModule(DiffusionDataModule):
 
     Raises:
         FileNotFoundError: the folder does not exist or holds no pictures.
-        ValueError: channels or held_out are out of range, or a picture cannot be read (named).
+        ValueError: channels or held_out are out of range, or a picture (PNG, JPEG, WebP, BMP) cannot be read (named).
     """
 
     def __init__(self, folder: str, size: int, channels: int = 3, held_out: float = 0.1, **kwargs: Any) -> None:
@@ -38,7 +41,14 @@ class ImageFolderDataModule(DiffusionDataModule):
         self.folder, self.size, self.channels, self.held_out = Path(folder), size, channels, held_out
 
     def build(self) -> tuple[TensorRows, TensorRows]:
-        paths = sorted(p for p in self.folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+        named = sorted(p for p in self.folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+        paths = [path for path in named if path.is_file() and not _is_hidden(path.relative_to(self.folder))]
+        if left_out := sorted(set(named) - set(paths)):
+            warnings.warn(
+                f"{len(left_out)} of {len(named)} names of pictures below '{self.folder}' are left out, hidden files "
+                f"or no files at all: the first is '{left_out[0]}'.",
+                stacklevel=2,
+            )
         if len(paths) < 2:
             raise FileNotFoundError(
                 f"expected at least two pictures ({', '.join(sorted(SUFFIXES))}) below '{self.folder}', "
@@ -56,6 +66,10 @@ class ImageFolderDataModule(DiffusionDataModule):
             square = ImageOps.fit(upright.convert("L" if self.channels == 1 else "RGB"), (self.size, self.size))
         pixels = torch.from_numpy(np.array(square)).reshape(self.size, self.size, self.channels)
         return pixels.permute(2, 0, 1)
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _starts_a_share(row: int, share: float) -> bool:

@@ -86,7 +86,7 @@ def _lines(path: Path) -> Iterator[tuple[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no prompt file '{path}': expected a file with {_EXPECTED} per line.")
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # `splitlines` would cut at U+2028 too
     except UnicodeDecodeError as error:
         raise ValueError(f"the prompt file '{path}' is no UTF-8 text ({error}); save it as such.") from error
     for number, line in enumerate(lines, 1):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -12,6 +11,8 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import nn
+
+from constrained_diffusion.runtime.files import write_json
 
 
 class TrainedModule(LightningModule, ABC):
@@ -91,4 +92,4 @@ class TrainedModule(LightningModule, ABC):
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
         }
-        (Path(folder) / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
+        write_json(Path(folder) / "training.json", facts)

@@ -11,9 +11,10 @@ from typing import Any
 
 from constrained_diffusion.reports import plots
 from constrained_diffusion.reports.noise_rows import read_results, summary
-from constrained_diffusion.reports.overlays import FOLDER, overlays_section
+from constrained_diffusion.reports.overlays import overlays_section
 from constrained_diffusion.reports.page import figure, note, write_page
 from constrained_diffusion.reports.run_report import before_after_section, read_json
+from constrained_diffusion.runtime.run_folder import RunFolder
 
 STRIPS = 8  #: samples that are shown on their way
 SHOWN = 48  #: rows of the table
@@ -21,20 +22,20 @@ SHOWN = 48  #: rows of the table
 
 def write_noise_report(folder: Path) -> Path:
     """Write `report.html` from what lies in the folder of a noise optimisation, and return its path."""
-    rows, results = read_results(folder), read_json(folder / "results.json")
-    title = f"{folder.resolve().parent.name} / {folder.resolve().name}"
-    config = (folder / "config.yaml").read_text("utf-8", "replace") if (folder / "config.yaml").is_file() else ""
+    run, rows = RunFolder(folder), read_results(folder)
+    results = read_json(run.results)
+    config = run.config.read_text("utf-8", "replace") if run.config.is_file() else ""
     sections = [
-        f"<h1>{escape(title)}</h1>",
+        f"<h1>{escape(run.title)}</h1>",
         f'<p class="verdict plain">{escape(summary(rows))}</p>',
         before_after_section(results),
-        overlays_section(folder / FOLDER, str(results.get("overlays_legend") or "")),
+        overlays_section(run.overlays, str(results.get("overlays_legend") or "")),
         _trajectories(rows),
-        _strips(folder / "strips"),
+        _strips(run.strips),
         _table(rows),
         f"<details><summary>config.yaml</summary><pre>{escape(config)}</pre></details>" if config else "",
     ]
-    return write_page(folder / "report.html", title, sections)
+    return write_page(run.report, run.title, sections)
 
 
 def _trajectories(rows: Sequence[Mapping[str, Any]]) -> str:

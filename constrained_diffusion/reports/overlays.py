@@ -6,7 +6,6 @@ from pathlib import Path
 
 from constrained_diffusion.reports.page import note, picture
 
-FOLDER = "overlays"  #: of a run; `before.png`, `after.png`, and `NAME_before.png`, .. of further pictures
 SIDES = ("before", "after")
 
 

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from constrained_diffusion.runtime.files import write_bytes
+
 _HEAD = """<!doctype html>
 <html lang="en">
 <head>
@@ -47,9 +49,8 @@ pre{overflow-x:auto;padding:1rem;background:var(--card);font-size:.85rem;line-he
 def write_page(target: Path, title: str, sections: Sequence[str]) -> Path:
     """Write the sections (HTML) as one page to `target`, all at once, and return it."""
     page = _HEAD.replace("TITLE", escape(title)) + "\n".join(sections) + "\n</body>\n</html>\n"
-    draft = target.with_suffix(".html.part")
-    draft.write_text(page, encoding="utf-8", errors="replace")
-    return draft.replace(target)
+    write_bytes(target, page.encode(errors="replace"))
+    return target
 
 
 def picture(name: str, path: Path) -> str:

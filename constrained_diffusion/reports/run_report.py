@@ -18,8 +18,9 @@ from typing import Any, NamedTuple, TextIO
 
 from constrained_diffusion.evaluation import Figure
 from constrained_diffusion.reports import plots, table
-from constrained_diffusion.reports.overlays import FOLDER, overlays_section
+from constrained_diffusion.reports.overlays import overlays_section
 from constrained_diffusion.reports.page import note, picture, write_page
+from constrained_diffusion.runtime.run_folder import RunFolder
 
 MAX_GRIDS = 24  # a longer fit shows so many of its epochs, evenly spread
 _STATUSES = ("feasible", "infeasible", "diverged")
@@ -47,23 +48,22 @@ def write_report(run: Path) -> Path:
         FileNotFoundError: there is no such folder.
         ValueError: a JSON file there is no JSON object, for instance because it is truncated.
     """
-    run = Path(run).resolve()
-    if not run.is_dir():
-        raise FileNotFoundError(f"write_report expects a run folder, but '{run}' is none; give the folder of a fit.")
-    results, fit = read_json(run / "results.json"), read_json(run / "status.json")
-    metrics = read_metrics(run / "metrics.csv")
-    config = (run / "config.yaml").read_text("utf-8", "replace") if (run / "config.yaml").is_file() else ""
-    title = f"{run.parent.name} / {run.name}"
+    folder = RunFolder(Path(run).resolve())
+    if not folder.path.is_dir():
+        raise FileNotFoundError(f"write_report expects a run folder, but '{folder}' is none; give the folder of a fit.")
+    results, fit = read_json(folder.results), read_json(folder.status)
+    metrics = read_metrics(folder.metrics)
+    config = folder.config.read_text("utf-8", "replace") if folder.config.is_file() else ""
     sections = [
-        f"<h1>{escape(title)}</h1>",
+        f"<h1>{escape(folder.title)}</h1>",
         _verdict(results, fit, metrics),
         before_after_section(results),
-        overlays_section(run / FOLDER, str(results.get("overlays_legend") or "")),
-        _grids(run / "grids"),
+        overlays_section(folder.overlays, str(results.get("overlays_legend") or "")),
+        _grids(folder.grids),
         _plots(results, fit, metrics),
         _settings(results, config),
     ]
-    return write_page(run / "report.html", title, sections)
+    return write_page(folder.report, folder.title, sections)
 
 
 def read_json(path: Path) -> dict[str, Any]:

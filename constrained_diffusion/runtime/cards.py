@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from constrained_diffusion.runtime import untrusted
+from constrained_diffusion.runtime.files import write_json, write_text
 
 CARD, CARD_TEXT = "card.json", "CARD.md"
 
@@ -51,8 +51,8 @@ def write(card: Card, folder: str | Path) -> None:
     """Write `card.json` and `CARD.md` into `folder`, with the sha256 of every other file that lies there or below."""
     target = Path(folder)
     facts = {**asdict(card), "sha256": _hashes(target)}
-    (target / CARD).write_text(json.dumps(facts, indent=2) + "\n")
-    (target / CARD_TEXT).write_text(_markdown(facts))
+    write_json(target / CARD, facts)
+    write_text(target / CARD_TEXT, _markdown(facts))
 
 
 def read(folder: str | Path) -> dict[str, Any]:

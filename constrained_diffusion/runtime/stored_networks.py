@@ -10,7 +10,6 @@ Denoisers name their networks in their own config (`denoisers.config`); classifi
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from constrained_diffusion.runtime import assets, untrusted
+from constrained_diffusion.runtime.files import write_json
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 NETWORKS: dict[str, type[nn.Module]] = {}  #: classes that can be read again, by name; see `storable`
@@ -69,7 +69,7 @@ def save_network(module: nn.Module, folder: str | Path) -> None:
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     save_file({key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}, target / WEIGHTS)
-    (target / CONFIG).write_text(json.dumps({"class": name, "init_args": module.settings}, indent=2) + "\n")
+    write_json(target / CONFIG, {"class": name, "init_args": module.settings})
 
 
 def load_network(source: str | Path, base: type[_Network], kind: str) -> _Network:

@@ -212,7 +212,7 @@ def test_what_goes_wrong_in_training_is_shown_whole(place: Path, monkeypatch: py
     monkeypatch.setattr(ConstrainedDiffusion, "diffusion_loss", broken)
     with pytest.raises(ValueError, match="a bug"):
         command.main(["fit", "--config", "tiny.yaml"])
-    assert (place / "runs" / "tiny" / "latest").resolve().name == "2"
+    assert (place / "runs" / "tiny" / "latest").resolve().name == "1"  # no step was made
 
 
 def test_what_the_config_switches_off_is_off_and_nothing_is_advertised(
@@ -230,6 +230,17 @@ def test_what_the_config_switches_off_is_off_and_nothing_is_advertised(
     assert not (run / "checkpoints").exists()
     assert any("the weights lie in" in record.getMessage() for record in caplog.records)
     assert not any("Tip:" in record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.parametrize("key", ["model", "data", "trainer", "named"])
+def test_files_that_options_and_configs_name_are_measured_too(
+    refused: Callable[..., str], place: Path, tiny_config: str, key: str
+) -> None:
+    lists = [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)]  # 10 of 10 of ..
+    (place / "bomb.yaml").write_text("\n".join(["a0: &a0 [x, x]", *lists]))
+    if key == "named":
+        (place / "tiny.yaml").write_text(f"{tiny_config[: tiny_config.index('data:')]}data: bomb.yaml\n")
+    assert "its aliases written out" in refused("fit", *([] if key == "named" else [f"--{key}=bomb.yaml"]))
 
 
 NAN_AT_STEP_5 = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from lightning.fabric.utilities.rank_zero import _get_rank
 
 from constrained_diffusion.cli import runs
+from constrained_diffusion.runtime.run_folder import RunFolder
 
 
 @pytest.fixture(autouse=True)
@@ -16,10 +18,15 @@ def new_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def begun(config: str, root: Path) -> Path:
+def begun(config: str, root: Path) -> RunFolder:
     run = runs.new_run(config, root)
     runs.begin(run, "text")
+    runs.point_latest(run)
     return run
+
+
+def at(path: Path) -> RunFolder:
+    return RunFolder(path.resolve())
 
 
 def test_a_path_is_taken_before_a_shipped_config(tmp_path: Path) -> None:
@@ -41,19 +48,62 @@ def test_config_names(tmp_path: Path) -> None:
 
 def test_runs_are_numbered_and_the_link_shows_the_latest_that_began(tmp_path: Path) -> None:
     first, second = (begun("a/b", tmp_path) for _ in range(2))
-    assert [first, second] == [tmp_path / "a" / "b" / "1", tmp_path / "a" / "b" / "2"]
-    assert runs.latest_run("a/b", tmp_path) == second.resolve()
+    assert [first.path, second.path] == [tmp_path / "a" / "b" / "1", tmp_path / "a" / "b" / "2"]
+    assert runs.latest_run("a/b", tmp_path) == at(second.path)
     third = runs.new_run("a/b", tmp_path)
-    assert third.name == "3"
-    assert runs.latest_run("a/b", tmp_path) == second.resolve()
+    assert third.path.name == "3"
     runs.begin(third, "text")
-    assert runs.latest_run("a/b", tmp_path) == third.resolve()
+    assert runs.latest_run("a/b", tmp_path) == at(second.path)
+    runs.point_latest(third)
+    assert runs.latest_run("a/b", tmp_path) == at(third.path)
+    assert sorted(os.listdir(tmp_path / "a" / "b")) == ["1", "2", "3", "latest"]
+
+
+def test_a_link_that_a_kill_left_half_made_does_not_stop_the_next(tmp_path: Path) -> None:
+    run = runs.new_run("a", tmp_path)
+    (tmp_path / "a" / f".latest-{os.getpid()}").symlink_to("7")  # of an earlier process with this number
+    runs.point_latest(run)
+    assert runs.latest_run("a", tmp_path) == at(run.path)
+    assert sorted(os.listdir(tmp_path / "a")) == ["1", "latest"]
+
+
+def test_a_folder_in_the_place_of_the_link_is_put_aside(tmp_path: Path) -> None:
+    copied = tmp_path / "a" / "latest"  # as by a copy that follows links
+    copied.mkdir(parents=True)
+    (copied / "config.yaml").write_text("theirs")
+    runs.point_latest(runs.latest_run("a", tmp_path))  # `--ckpt_path last` goes on in it
+    assert (copied / "config.yaml").read_text() == "theirs"
+    assert not copied.is_symlink()
+    run = begun("a", tmp_path)
+    assert runs.latest_run("a", tmp_path) == at(run.path)
+    assert (tmp_path / "a" / "latest-1" / "config.yaml").read_text() == "theirs"
+
+
+def test_without_links_a_fit_goes_on_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unable(self: Path, target: str) -> None:
+        raise OSError("Operation not supported")
+
+    run = runs.new_run("a", tmp_path)
+    monkeypatch.setattr(Path, "symlink_to", unable)
+    with pytest.warns(UserWarning, match=r"cannot be made a link .* give the path of .*last.ckpt"):
+        runs.point_latest(run)
+
+
+def test_what_a_killed_command_left_before_its_run_began_is_taken_away(tmp_path: Path) -> None:
+    dead, own = runs.new_run("a", tmp_path), tmp_path / "a" / "2"
+    dead.lock.write_text("process 1")
+    (dead.path / "tensorboard").mkdir()
+    own.mkdir()
+    (own / "status.json").write_text("of a Trainer from Python")
+    assert runs.new_run("a", tmp_path).path == tmp_path / "a" / "3"
+    assert not dead.path.exists()
+    assert (own / "status.json").exists()
 
 
 def test_numbers_are_counted_as_numbers_and_gaps_stay(tmp_path: Path) -> None:
     for name in ("9", "10", "notes"):
         (tmp_path / "a" / name).mkdir(parents=True)
-    assert runs.new_run("a", tmp_path).name == "11"
+    assert runs.new_run("a", tmp_path).path.name == "11"
 
 
 def test_a_folder_that_another_process_made_meanwhile_is_left_to_it(
@@ -63,7 +113,7 @@ def test_a_folder_that_another_process_made_meanwhile_is_left_to_it(
     listed = list((tmp_path / "a").iterdir())
     (tmp_path / "a" / "2").mkdir()
     monkeypatch.setattr(Path, "iterdir", lambda self: iter(listed))  # as it was a moment before
-    assert runs.new_run("a", tmp_path).name == "3"
+    assert runs.new_run("a", tmp_path).path.name == "3"
 
 
 @pytest.mark.parametrize(
@@ -76,12 +126,15 @@ def test_a_folder_that_another_process_made_meanwhile_is_left_to_it(
         ({"SLURM_PROCID": "1", "SLURM_LOCALID": "0"}, False),
         ({"LOCAL_RANK": "1", "NODE_RANK": "0"}, False),  # Lightning's own launcher
         ({"NODE_RANK": "1"}, False),  # and the same on a second node
+        ({"OMPI_COMM_WORLD_RANK": "0"}, True),
+        ({"OMPI_COMM_WORLD_RANK": "1"}, False),  # MPI
+        ({"PMI_RANK": "3"}, False),
     ],
 )
 def test_the_first_rank_is_known_from_the_launcher_s_variables(
     variables: dict[str, str], first: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK", "NODE_RANK"):
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK", *runs.RANKS):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
@@ -92,18 +145,18 @@ def test_the_first_rank_is_known_from_the_launcher_s_variables(
 def test_beginning_keeps_the_config_that_is_there(tmp_path: Path) -> None:
     run = begun("a", tmp_path)
     runs.begin(run, "other")
-    assert (run / "config.yaml").read_text() == "text"
+    assert run.config.read_text() == "text"
 
 
 def test_a_run_beside_the_fits_is_not_the_latest(tmp_path: Path) -> None:
     first = begun("a", tmp_path)
-    runs.begin(runs.new_run("a", tmp_path), "text", latest=False)
-    assert runs.latest_run("a", tmp_path) == first.resolve()
+    runs.begin(runs.new_run("a", tmp_path), "text")
+    assert runs.latest_run("a", tmp_path) == at(first.path)
 
 
 def test_what_did_not_begin_is_withdrawn_and_what_began_stays(tmp_path: Path) -> None:
     run = runs.new_run("a", tmp_path)
-    (run / "tensorboard").mkdir()
+    run.tensorboard.mkdir()
     runs.withdraw(run)
     assert not (tmp_path / "a").exists()
     runs.withdraw(run)  # nothing to do
@@ -112,8 +165,8 @@ def test_what_did_not_begin_is_withdrawn_and_what_began_stays(tmp_path: Path) ->
     runs.withdraw(first)
     second = runs.new_run("a", tmp_path)
     runs.withdraw(second)
-    assert first.is_dir()
-    assert not second.exists()
+    assert first.path.is_dir()
+    assert not second.path.exists()
 
 
 def test_without_a_run_it_says_how_to_make_one(tmp_path: Path) -> None:
@@ -122,22 +175,23 @@ def test_without_a_run_it_says_how_to_make_one(tmp_path: Path) -> None:
 
 
 def test_checkpoints_of_a_run(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"holds no checkpoints/last.ckpt to continue from"):
-        runs.last_checkpoint(tmp_path)
+        runs.last_checkpoint(run)
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     (folder / "last.ckpt").touch()
-    assert runs.best_checkpoint(tmp_path) == runs.last_checkpoint(tmp_path) == folder / "last.ckpt"
+    assert runs.best_checkpoint(run) == runs.last_checkpoint(run) == folder / "last.ckpt"
     (folder / "best_feasible.ckpt").touch()
-    assert runs.best_checkpoint(tmp_path) == folder / "best_feasible.ckpt"
-    assert runs.last_checkpoint(tmp_path) == folder / "last.ckpt"
+    assert runs.best_checkpoint(run) == folder / "best_feasible.ckpt"
+    assert runs.last_checkpoint(run) == folder / "last.ckpt"
 
 
 def test_the_run_of_a_checkpoint(tmp_path: Path) -> None:
     run = begun("a", tmp_path)
-    assert runs.run_of(run / "checkpoints" / "last.ckpt") == run
+    assert runs.run_of(run.last_checkpoint) == run
     assert runs.run_of(tmp_path / "a" / "latest" / "checkpoints" / "last.ckpt") == run
-    assert runs.run_of(run / "other" / "last.ckpt") is None
+    assert runs.run_of(run.path / "other" / "last.ckpt") is None
     assert runs.run_of(tmp_path / "checkpoints" / "last.ckpt") is None
 
 

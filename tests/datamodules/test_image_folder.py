@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -104,3 +105,24 @@ def test_a_folder_without_pictures(tmp_path: Path, name: str) -> None:
 def test_bad_settings(setting: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"expected channels 1 or 3 and held_out in \(0, 1\)"):
         ImageFolderDataModule("x", size=4, **setting)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes of POSIX")
+def test_what_only_has_a_picture_s_name_is_left_out_with_a_word(folder: Path) -> None:
+    (folder / "a" / "._0.png").write_bytes(b"\x00\x05\x16\x07 resource fork")  # as macOS writes beside 0.png
+    (folder / ".thumbnails").mkdir()
+    write(folder / ".thumbnails" / "0.png", flat(255))
+    os.mkfifo(folder / "a" / "pipe.png")
+    (folder / "folder.png").mkdir()
+    data = ImageFolderDataModule(str(folder), size=4, held_out=0.25)
+    with pytest.warns(UserWarning, match=r"4 of 14 names of pictures below .* the first is '.*0.png'"):
+        train, held_out = data.data
+    assert sorted([*train.clean[:, 0, 0, 0].tolist(), *held_out.clean[:, 0, 0, 0].tolist()]) == list(range(0, 200, 20))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grey_of_16_bits_is_not_white(tmp_path: Path, channels: int) -> None:
+    for i, value in enumerate((0, 32_896)):
+        write(tmp_path / f"{i}.png", np.full((4, 4), value, dtype=np.uint16))
+    train, _ = ImageFolderDataModule(str(tmp_path), size=4, channels=channels).data
+    assert train.clean.unique().tolist() == [128]

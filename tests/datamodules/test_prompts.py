@@ -50,6 +50,13 @@ def test_a_byte_order_mark_is_no_part_of_the_first_line(file: Path) -> None:
     assert PromptsDataModule(prompt_file=str(file)).jobs == expected
 
 
+def test_a_line_ends_at_a_line_feed_alone(file: Path) -> None:
+    prompts = ["a\u2028b", "c\u0085d\x0b"]
+    text = json.dumps(prompts[0], ensure_ascii=False) + "\r\n" + json.dumps(prompts[1], ensure_ascii=False)
+    file.write_bytes(text.encode())
+    assert [job.prompt for job in PromptsDataModule(prompt_file=str(file)).jobs] == prompts
+
+
 def test_batches_are_lists_of_jobs_in_order() -> None:
     data = PromptsDataModule(["a", "b", "c"], seeds=3, batch_size=4)
     assert [len(batch) for batch in batches(data)] == [4, 4, 1]

@@ -98,8 +98,8 @@ def strips(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (folder / "strips").iterdir()}
 
 
-def left(folder: Path) -> list[str]:
-    return [path.name for path in (folder / "unfinished").iterdir()]
+def is_finished(folder: Path) -> bool:
+    return (folder / "finished").exists() and not (folder / "unfinished").exists()
 
 
 # --------------------------------------------------------------------------------------------------------------- killed
@@ -115,7 +115,7 @@ def test_a_killed_run_goes_on_where_it_was(predict: Any, tmp_path: Path, at: int
     predict(NoiseResults(), NoiseReport(), NoiseProgress(), count)
     assert rows(tmp_path / "run") == rows(tmp_path / "whole")
     assert len(count.seen) == 10 - at
-    assert left(tmp_path / "run") == []
+    assert is_finished(tmp_path / "run")
     assert len(strips(tmp_path / "whole")) == 6
     assert strips(tmp_path / "run") == strips(tmp_path / "whole")  # from the start on, whichever command drew it
 
@@ -154,7 +154,7 @@ def test_a_kill_between_the_rows_of_a_batch_costs_no_step(
     predict(NoiseResults(), NoiseProgress(), count)
     assert {tuple(keys) for keys in count.seen} == {("seed-000014", "seed-000015")}  # the second batch alone
     assert rows(tmp_path / "run") == rows(tmp_path / "whole")
-    assert left(tmp_path / "run") == []
+    assert is_finished(tmp_path / "run")
 
 
 def test_a_state_that_a_kill_has_left_of_a_finished_batch_is_removed(predict: Any, tmp_path: Path) -> None:
@@ -162,10 +162,11 @@ def test_a_state_that_a_kill_has_left_of_a_finished_batch_is_removed(predict: An
         predict(NoiseResults(), Kill(5))
     state = (tmp_path / "run" / "unfinished" / "rank0.pt").read_bytes()
     predict(NoiseResults())
+    (tmp_path / "run" / "unfinished").mkdir()
     for name in ("rank0.pt", "rank7.pt", "rank0.part"):
         (tmp_path / "run" / "unfinished" / name).write_bytes(state)
     predict(NoiseResults())
-    assert left(tmp_path / "run") == []
+    assert is_finished(tmp_path / "run")
 
 
 def test_a_line_that_a_kill_has_cut_is_done_again(predict: Any, tmp_path: Path) -> None:

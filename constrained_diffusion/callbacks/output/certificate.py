@@ -7,10 +7,8 @@ other, so what the judge finds among them has the one-sided bound of Clopper and
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,8 +18,9 @@ from constrained_diffusion.callbacks.output.results import versions
 from constrained_diffusion.diffusion.rejection import InfeasibleError, RejectionResult
 from constrained_diffusion.objectives import Constraint
 from constrained_diffusion.reports.table import percent
-from constrained_diffusion.runtime.files import rename_existing
+from constrained_diffusion.runtime.files import rename_existing, write_json
 from constrained_diffusion.runtime.ranks import gather_from_ranks
+from constrained_diffusion.runtime.run_folder import RunFolder
 from constrained_diffusion.statistics import clopper_pearson_upper, inverse_sampling_interval
 
 Row = tuple[int, int, bool]  # seed, draws, accepted
@@ -84,10 +83,10 @@ class Certificate(Callback):
         # After every `on_predict_end`, so that the samples lie there, whatever the order of the callbacks.
         if stage != "predict" or not self.certificate or not trainer.is_global_zero:
             return
-        file = Path(trainer.default_root_dir) / "samples" / "certificate.json"
+        file = RunFolder.of(trainer).certificate
         file.parent.mkdir(parents=True, exist_ok=True)
         rename_existing(file)
-        file.write_text(json.dumps(self.certificate, indent=2))
+        write_json(file, self.certificate)
         print(self.certificate["sentence"])
 
 

@@ -15,6 +15,7 @@ from torchmetrics import Metric
 from constrained_diffusion.constraint_rates import ConstraintRates
 from constrained_diffusion.evaluation import Evaluation
 from constrained_diffusion.objectives import Constraint
+from constrained_diffusion.runtime.run_folder import RunFolder
 
 SIDES = {"before": "before", "after": "sample"}  #: side -> the tensor's name in noise/KEY.safetensors
 BATCH = 64
@@ -65,7 +66,7 @@ def samples(folder: Path, keys: Sequence[str], side: str) -> Tensor:
 
 def _batches(folder: Path, keys: Sequence[str], name: str) -> Iterator[Tensor]:
     for first in range(0, len(keys), BATCH):
-        files = [folder / "noise" / f"{key}.safetensors" for key in keys[first : first + BATCH]]
+        files = [RunFolder(folder).noise / f"{key}.safetensors" for key in keys[first : first + BATCH]]
         yield torch.stack([load_file(file)[name] for file in files])
 
 

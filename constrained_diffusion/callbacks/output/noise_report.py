@@ -19,6 +19,8 @@ from constrained_diffusion.noise_optimization.jobs import Job
 from constrained_diffusion.noise_optimization.optimizer import Run
 from constrained_diffusion.reports.noise_report import STRIPS, write_noise_report
 from constrained_diffusion.runtime import untrusted
+from constrained_diffusion.runtime.files import write_bytes
+from constrained_diffusion.runtime.run_folder import RunFolder
 
 FRAMES = 8  #: pictures of each sample on its way
 
@@ -69,13 +71,13 @@ class NoiseReport(NoiseCallback):
         if trainer.is_global_zero:
             for folder in [path for path in _strips_folder(trainer).glob("*") if path.is_dir()]:
                 if frames := _frames(folder):
-                    folder.with_name(f"{folder.name}.png").write_bytes(strip(frames))
+                    write_bytes(folder.with_name(f"{folder.name}.png"), strip(frames))
                 shutil.rmtree(folder)
-            print(f"report: {write_noise_report(Path(trainer.default_root_dir))}")
+            print(f"report: {write_noise_report(RunFolder.of(trainer).path)}")
 
 
 def _strips_folder(trainer: Trainer) -> Path:
-    return Path(trainer.default_root_dir) / "strips"
+    return RunFolder.of(trainer).strips
 
 
 def _frames(folder: Path) -> list[Path]:

@@ -5,12 +5,13 @@ results.json             with an evaluation: its figures of all finished samples
 before/KEY.png, after/KEY.png      samples that can be drawn; others lie in noise/KEY.safetensors alone
 overlays/before.png, overlays/after.png  all of them in one picture each, where the evaluation draws some
 noise/KEY.safetensors    the noise that was found, the sample, and the one before
-unfinished/rank0.pt      the state of a rank's last batch, from which a killed command goes on
+unfinished/rank0.pt      until all is finished: the state of a rank's last batch, from which a killed command goes on
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -32,6 +33,8 @@ from constrained_diffusion.noise_optimization.record import Record
 from constrained_diffusion.reports.noise_rows import read_results, summary
 from constrained_diffusion.reports.table import before_after_table
 from constrained_diffusion.runtime import untrusted
+from constrained_diffusion.runtime.files import replaced, write_json, write_text
+from constrained_diffusion.runtime.run_folder import RunFolder
 
 
 class NoiseResults(NoiseCallback):
@@ -53,21 +56,21 @@ class NoiseResults(NoiseCallback):
         self._ranks = AllRanks()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        folder = Path(trainer.default_root_dir)
-        for name in ("before", "after", "noise", "unfinished"):
-            (folder / name).mkdir(parents=True, exist_ok=True)
-        rows = folder / _rows_file(trainer.global_rank)
+        run = RunFolder.of(trainer)
+        for folder in (run.side("before"), run.side("after"), run.noise, run.unfinished):
+            folder.mkdir(parents=True, exist_ok=True)
+        rows = run.rows(trainer.global_rank)
         if rows.is_file() and not rows.read_bytes().endswith(b"\n"):  # a kill has cut the last line
             with rows.open("a", encoding="utf-8") as file:
                 file.write("\n")
-        finished = read_results(folder)
+        finished = read_results(run.path)
         self._kept = {row["key"]: Job(row["key"], row.get("prompt"), row.get("seed", -1)) for row in finished}
         jobs = getattr(trainer.datamodule, "jobs", None)  # type: ignore[attr-defined]  # where they are known beforehand
         if jobs is not None:
             self.finished_jobs(trainer, jobs)  # refuses edited prompts before any work is done
 
     def finished_jobs(self, trainer: Trainer, jobs: Sequence[Job]) -> set[str]:
-        _check_same(jobs, self._kept, trainer.default_root_dir)
+        _check_same(jobs, self._kept, RunFolder.of(trainer).path)
         return {job.key for job in jobs if job.key in self._kept}
 
     def interrupted(self, trainer: Trainer, batch: Sequence[Job]) -> Interrupted | None:
@@ -94,10 +97,8 @@ class NoiseResults(NoiseCallback):
             return
         ended = self._ended(jobs, run.records)
         if ended or time.monotonic() - self._saved >= self.save_every_seconds:
-            file = _unfinished(trainer)
-            draft = file.with_suffix(".part")
-            torch.save({"jobs": [list(job) for job in jobs], "run": run.state_dict()}, draft)
-            draft.replace(file)  # atomic: a kill leaves the state before
+            with replaced(_unfinished(trainer)) as file:
+                torch.save({"jobs": [list(job) for job in jobs], "run": run.state_dict()}, file)
             self._saved = time.monotonic()
         for job, record in ended:  # after the state, which so knows every job with a row as ended
             self._write(trainer, module, job, record)
@@ -129,16 +130,16 @@ class NoiseResults(NoiseCallback):
 
     @torch.no_grad()
     def _write(self, trainer: Trainer, module: Any, job: Job, record: Record) -> None:
-        folder = Path(trainer.default_root_dir)
+        run = RunFolder.of(trainer)
         tensors = {"noise": record.noise, "sample": record.sample, "before": record.start}
         tensors = {name: tensor.float().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(tensors, folder / "noise" / f"{job.key}.safetensors")
+        save_file(tensors, run.noise / f"{job.key}.safetensors")
         drawn = module.pictures(torch.stack([record.start, record.sample]).float().to(module.device))
         for side, picture in zip(("before", "after"), () if drawn is None else drawn, strict=False):
-            save_picture(picture, folder / side / f"{job.key}.png")
+            save_picture(picture, run.side(side) / f"{job.key}.png")
         row = {"key": job.key, "seed": job.seed, "prompt": job.prompt, **record.summary()}
         row |= {"rewards": record.rewards, "log_probabilities": record.log_probabilities}
-        with (folder / _rows_file(trainer.global_rank)).open("a", encoding="utf-8") as file:
+        with run.rows(trainer.global_rank).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")  # last, so that a row says that the rest is there
         self._kept[job.key] = job
 
@@ -146,15 +147,14 @@ class NoiseResults(NoiseCallback):
         # Not `on_predict_end`, which a rank without jobs never reaches.
         self._ranks.wait()
         if trainer.is_global_zero:
-            folder = Path(trainer.default_root_dir)
-            rows = read_results(folder)
-            _merge(folder, rows)
+            run = RunFolder.of(trainer)
+            rows = read_results(run.path)
+            _merge(run, rows)
             if pl_module.evaluation is not None and rows:
-                _measure(folder, [row["key"] for row in rows], pl_module)
-            for file in (folder / "unfinished").glob("*"):  # of finished batches
-                file.unlink()
-            (folder / "finished").touch()
-            print(summary(rows) + f" They lie in {folder}.")
+                _measure(run, [row["key"] for row in rows], pl_module)
+            shutil.rmtree(run.unfinished, ignore_errors=True)  # states of finished batches
+            run.finished.touch()
+            print(summary(rows) + f" They lie in {run}.")
 
 
 def _check_same(jobs: Iterable[Job], kept: Mapping[str, Job], place: str | Path) -> None:
@@ -168,28 +168,22 @@ def _check_same(jobs: Iterable[Job], kept: Mapping[str, Job], place: str | Path)
             )
 
 
-def _merge(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def _merge(run: RunFolder, rows: Sequence[Mapping[str, Any]]) -> None:
     """Make results.jsonl the one file of rows: those of all ranks, and no line that a kill has cut."""
-    draft = folder / "results.jsonl.part"
-    draft.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    draft.replace(folder / "results.jsonl")
-    for file in folder.glob("results-rank*.jsonl"):  # a kill in between leaves rows twice, and loses none
+    write_text(run.rows(), "".join(json.dumps(row) + "\n" for row in rows))
+    for file in run.path.glob("results-rank*.jsonl"):  # a kill in between leaves rows twice, and loses none
         file.unlink()
 
 
-def _measure(folder: Path, keys: Sequence[str], module: Any) -> None:
-    results = before_and_after(folder, keys, module.evaluation, module.constraints, module.device)
+def _measure(run: RunFolder, keys: Sequence[str], module: Any) -> None:
+    results = before_and_after(run.path, keys, module.evaluation, module.constraints, module.device)
     results["versions"] = versions()
-    (folder / "results.json").write_text(json.dumps(results, indent=2))
+    write_json(run.results, results)
     print(before_after_table(results))
     if draws_overlays(module.evaluation):
         for side in ("before", "after"):
-            write_overlays(module.evaluation, samples(folder, keys, side).to(module.device), folder, side)
-
-
-def _rows_file(rank: int) -> str:
-    return "results.jsonl" if rank == 0 else f"results-rank{rank}.jsonl"
+            write_overlays(module.evaluation, samples(run.path, keys, side).to(module.device), run, side)
 
 
 def _unfinished(trainer: Trainer) -> Path:
-    return Path(trainer.default_root_dir) / "unfinished" / f"rank{writing_rank(trainer)}.pt"
+    return RunFolder.of(trainer).unfinished / f"rank{writing_rank(trainer)}.pt"

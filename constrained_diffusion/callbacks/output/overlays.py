@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +9,9 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from constrained_diffusion.evaluation import Evaluation
-from constrained_diffusion.reports.overlays import FOLDER, file_name
+from constrained_diffusion.reports.overlays import file_name
+from constrained_diffusion.runtime.files import write_bytes
+from constrained_diffusion.runtime.run_folder import RunFolder
 
 
 class Overlays(Callback):
@@ -41,7 +42,7 @@ class Overlays(Callback):
             with torch.no_grad():
                 clean = pl_module.sample(range(self.samples), weights=weights)
             if trainer.is_global_zero:
-                write_overlays(pl_module.evaluation, clean, Path(trainer.default_root_dir), side)
+                write_overlays(pl_module.evaluation, clean, RunFolder.of(trainer), side)
 
 
 def draws_overlays(evaluation: Evaluation | None) -> bool:
@@ -50,7 +51,7 @@ def draws_overlays(evaluation: Evaluation | None) -> bool:
 
 
 @torch.no_grad()
-def write_overlays(evaluation: Evaluation, clean: Tensor, run: Path, side: str) -> None:
+def write_overlays(evaluation: Evaluation, clean: Tensor, run: RunFolder, side: str) -> None:
     """Write the overlays of samples `(B, *shape)` to `overlays/` in the run folder.
 
     Args:
@@ -60,5 +61,5 @@ def write_overlays(evaluation: Evaluation, clean: Tensor, run: Path, side: str) 
         side: "before" or "after".
     """
     for name, png in evaluation.overlays(clean).items():
-        (run / FOLDER).mkdir(parents=True, exist_ok=True)
-        (run / FOLDER / file_name(name, side)).write_bytes(png)
+        run.overlays.mkdir(parents=True, exist_ok=True)
+        write_bytes(run.overlays / file_name(name, side), png)

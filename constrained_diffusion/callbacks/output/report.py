@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from constrained_diffusion.reports.run_report import write_report
+from constrained_diffusion.reports.run_report import read_json, write_report
+from constrained_diffusion.runtime.run_folder import RunFolder
 
 
 class Report(Callback):
@@ -14,6 +13,10 @@ class Report(Callback):
 
     The run is `trainer.default_root_dir`. Place it after what writes grids, `status.json` and `results.json`.
     """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":  # what an earlier `test` wrote is read at the end: damage is told now
+            read_json(RunFolder.of(trainer).results)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._write(trainer)
@@ -23,4 +26,4 @@ class Report(Callback):
 
     def _write(self, trainer: Trainer) -> None:
         if trainer.is_global_zero:
-            print(f"report: {write_report(Path(trainer.default_root_dir))}")
+            print(f"report: {write_report(RunFolder.of(trainer).path)}")

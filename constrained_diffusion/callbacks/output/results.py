@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -14,7 +13,8 @@ from lightning.pytorch import Callback, Trainer
 from constrained_diffusion.reports.table import before_after_table
 from constrained_diffusion.runtime import untrusted
 from constrained_diffusion.runtime.distribution import DISTRIBUTION
-from constrained_diffusion.runtime.files import rename_existing
+from constrained_diffusion.runtime.files import rename_existing, write_json
+from constrained_diffusion.runtime.run_folder import RunFolder
 
 PACKAGES = (DISTRIBUTION, "torch", "lightning", "diffusers", "torchmetrics", "jsonargparse")
 
@@ -26,11 +26,19 @@ class Results(Callback):
 
     Args:
         config: the name of the run's config, as it shall stand in the file.
+
+    Raises:
+        ValueError: the fit's `status.json` is damaged; told before anything is sampled.
     """
 
     def __init__(self, config: str = "") -> None:
         self.config = config
         self._started = time.monotonic()
+        self._fit: dict[str, Any] = {}  # what `status.json` says
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        if stage == "test":
+            self._fit = _read(RunFolder.of(trainer).status)
 
     def on_test_start(self, trainer: Trainer, pl_module: Any) -> None:
         self._started = time.monotonic()
@@ -38,8 +46,7 @@ class Results(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
         if not trainer.is_global_zero:
             return
-        run = Path(trainer.default_root_dir)
-        fit = _read(run / "status.json")
+        fit = self._fit
         first = getattr(trainer.datamodule, "first_eval_seed", 0)  # type: ignore[attr-defined]
         results = {
             **pl_module.evaluator.results,
@@ -54,8 +61,8 @@ class Results(Callback):
             "versions": versions(),
             "weights_sha256": pl_module.networks.weights_sha256(),
         }
-        rename_existing(run / "results.json")
-        (run / "results.json").write_text(json.dumps(results, indent=2))
+        rename_existing(RunFolder.of(trainer).results)
+        write_json(RunFolder.of(trainer).results, results)
         print(before_after_table(results))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from constrained_diffusion.callbacks.output.samples import pictures
+from constrained_diffusion.runtime.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -184,7 +184,7 @@ class SampleGrid(Callback):
         if images is None:
             return
         grid = draw_grid(images, marks, self.columns, 2 if max(images.shape[2:]) <= 64 else 1, caption)
-        folder = Path(trainer.default_root_dir) / "grids"
+        folder = RunFolder.of(trainer).grids
         folder.mkdir(parents=True, exist_ok=True)
         grid.save(folder / f"{name}.png", optimize=True)
         for logger in trainer.loggers:

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from constrained_diffusion.diffusion.rejection import InfeasibleError, RejectionResult
 from constrained_diffusion.evaluation import images
 from constrained_diffusion.runtime.files import rename_existing
+from constrained_diffusion.runtime.run_folder import RunFolder
 
 
 class SampleWriter(Callback):
@@ -55,7 +56,7 @@ class SampleWriter(Callback):
                 f"{len(self._infeasible)} seed(s) found no feasible sample, the first {self._infeasible[0]}; nothing "
                 "was written; give more draws (max_draws), and the callback Certificate, which ends at the first one."
             )
-        folder = Path(trainer.default_root_dir) / "samples"
+        folder = RunFolder.of(trainer).samples
         if trainer.is_global_zero:
             rename_existing(folder)
         trainer.strategy.barrier("samples put aside")

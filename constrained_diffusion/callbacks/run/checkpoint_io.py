@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from constrained_diffusion.runtime.files import replaced
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -23,9 +24,5 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             return
         file = Path(path)
         file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_name(f"{file.name}.part")  # one name: what a kill leaves is overwritten by the next
-        with part.open("wb") as opened:
+        with replaced(file) as opened:
             torch.save(checkpoint, opened)
-            opened.flush()
-            os.fsync(opened.fileno())
-        part.replace(file)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -13,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from constrained_diffusion.callbacks.run.checkpoint_io import AtomicCheckpointIO
 from constrained_diffusion.callbacks.run.end_signal import EndSignal
+from constrained_diffusion.runtime.run_folder import RunFolder
 
 
 class LastCheckpoint(Checkpoint):
@@ -79,7 +79,7 @@ class LastCheckpoint(Checkpoint):
     def _save(self, trainer: Trainer, due: bool) -> None:
         told = self._agreed(trainer)
         if (due or told) and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            trainer.save_checkpoint(Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt", weights_only=False)
+            trainer.save_checkpoint(RunFolder.of(trainer).last_checkpoint, weights_only=False)
             self._due = False
         if told:
             number = self.signal.received or signal.SIGTERM  # it may have come to another rank
@@ -126,7 +126,7 @@ class BestFeasible(ModelCheckpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         write_atomically(trainer)
-        self.dirpath = str(Path(trainer.default_root_dir) / "checkpoints")
+        self.dirpath = str(RunFolder.of(trainer).checkpoints)
         super().setup(trainer, pl_module, stage)
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
+from constrained_diffusion.runtime.files import write_bytes
+
 ROW = "last_row"  # key in a checkpoint
 Rows = list[tuple[int, dict[str, float]]]
 
@@ -37,9 +39,7 @@ class KeepLog(Callback):
             if isinstance(logger, CSVLogger) and (file := Path(logger.log_dir) / "metrics.csv").is_file():
                 copy = copy_of(file)
                 copy.parent.mkdir(exist_ok=True)
-                part = copy.with_name(f"{copy.name}.part")
-                part.write_bytes(file.read_bytes())
-                part.replace(copy)
+                write_bytes(copy, file.read_bytes())
 
 
 class ContinueLog(Callback):
@@ -84,7 +84,7 @@ class ContinueLog(Callback):
 
     def _put_back(self, trainer: Trainer) -> None:
         if self.content and not self._continued and trainer.is_global_zero:
-            self.metrics.write_bytes(self.content)
+            write_bytes(self.metrics, self.content)
 
 
 def copy_of(metrics: Path) -> Path:

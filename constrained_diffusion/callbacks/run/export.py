@@ -9,6 +9,8 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
+from constrained_diffusion.runtime.run_folder import RunFolder
+
 
 class Export(Callback):
     """Calls `module.export(<run>/export)` at the end of a fit, with the best feasible weights where there are some.
@@ -28,8 +30,8 @@ class Export(Callback):
         self.folder = folder
 
     def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
-        run = Path(trainer.default_root_dir)
-        folder, best = run / self.folder, run / "checkpoints" / "best_feasible.ckpt"
+        run = RunFolder.of(trainer)
+        folder, best = run.path / self.folder, run.best_feasible
         pl_module.before_export()
         if trainer.is_global_zero:
             shutil.rmtree(folder, ignore_errors=True)  # of an earlier part of this very run

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +13,9 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from constrained_diffusion.callbacks.run.pending_losses import PendingStep, at_log_step, first_broken, pending_step
 from constrained_diffusion.reports import table
+from constrained_diffusion.runtime.files import write_json
 from constrained_diffusion.runtime.ranks import gather_from_ranks
+from constrained_diffusion.runtime.run_folder import RunFolder
 
 
 class DivergedError(RuntimeError):
@@ -204,6 +204,6 @@ def settings(module: Any) -> dict[str, Any]:
 
 def _write(trainer: Trainer, status: dict[str, Any]) -> None:
     if trainer.is_global_zero:
-        run = Path(trainer.default_root_dir)
-        run.mkdir(parents=True, exist_ok=True)
-        (run / "status.json").write_text(json.dumps(status, indent=2))
+        run = RunFolder.of(trainer)
+        run.path.mkdir(parents=True, exist_ok=True)
+        write_json(run.status, status)

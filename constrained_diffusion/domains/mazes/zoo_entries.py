@@ -21,6 +21,7 @@ from constrained_diffusion.domains.mazes.simulator import execute, planned_veloc
 from constrained_diffusion.domains.mazes.smoothness import plan_statistics
 from constrained_diffusion.runtime import cards
 from constrained_diffusion.runtime.cards import DataMaker, ZooEntry
+from constrained_diffusion.runtime.files import write_json
 
 COUNT, EXECUTED = 1000, 200  #: seeds 0 .. 999, of which so many are executed
 WINDOWS = 5000  #: of the recording, for its statistics
@@ -60,7 +61,7 @@ def planner(target: Path, export: Path, make_data: DataMaker, count: int = COUNT
     started = time.perf_counter()
     plans = draw(model, QUALITY, count)
     seconds = (time.perf_counter() - started) / count
-    (target / STATISTICS).write_text(json.dumps(statistics(plans, data.maze, stack, recorded), indent=2) + "\n")
+    write_json(target / STATISTICS, statistics(plans, data.maze, stack, recorded))
     evaluation = PlanEvaluation(data.maze_name, reference=str(target), executed=EXECUTED)
     evaluation.update(plans)
     measured = {key: value for key, value in evaluation.compute()["metrics"].items() if value is not None}

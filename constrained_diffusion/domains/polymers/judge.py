@@ -6,7 +6,6 @@ It shares nothing with a preference model but the table: other molecules (`polym
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from constrained_diffusion.domains.polymers.repeat_units import read, require_rdkit
 from constrained_diffusion.runtime import assets, untrusted
+from constrained_diffusion.runtime.files import write_json
 
 RADIUS, BITS, RIDGE = 3, 4096, 0.5
 HIGH = 0.947  #: the high class of PolyGen's table begins at this quantile
@@ -59,7 +59,7 @@ class Judge(NamedTuple):
             "mean": self.mean,
             "threshold": self.threshold,
         }
-        (folder / FILE).write_text(json.dumps(content) + "\n")
+        write_json(folder / FILE, content, indent=None)
 
 
 def load_judge(source: str) -> Judge:

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from torch import Tensor
 from constrained_diffusion.domains.polymers.repeat_units import canonical, fingerprints
 from constrained_diffusion.domains.polymers.vocabulary import Vocabulary
 from constrained_diffusion.runtime import assets, untrusted
+from constrained_diffusion.runtime.files import write_json, write_text
 
 TOKENS, UNITS = "vocabulary.json", "units.txt"
 
@@ -59,8 +59,8 @@ class Reference:
         """Write both files; the folder is made."""
         folder.mkdir(parents=True, exist_ok=True)
         content = {"notation": self.vocabulary.notation, "tokens": self.vocabulary.tokens[1:]}
-        (folder / TOKENS).write_text(json.dumps(content) + "\n")
-        (folder / UNITS).write_text("\n".join(self.units) + "\n", encoding="utf-8")
+        write_json(folder / TOKENS, content, indent=None)
+        write_text(folder / UNITS, "\n".join(self.units) + "\n")
 
     @cached_property
     def known(self) -> set[str]:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from constrained_diffusion.domains.polymers.csv_rows import read_csv
 from constrained_diffusion.domains.polymers.repeat_units import canonical, is_valid
+from constrained_diffusion.runtime.files import write_bytes
 
 NAME = "PolyGen-train-set-from-HTP-MD.csv"
 URL = f"https://raw.githubusercontent.com/TRI-AMDD/PolyGen/ace75619494cce660aa5520bb73bff881917153a/{NAME}"
@@ -96,9 +97,7 @@ def fetch(folder: Path, url: str = URL, sha256: str = SHA256) -> Path:
     if (got := hashlib.sha256(content).hexdigest()) != sha256:
         raise ValueError(f"{url} expects the SHA-256 {sha256}, got {got}; it was changed, or cut on the way.")
     folder.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(content)
-    partial.replace(path)
+    write_bytes(path, content)
     return path
 
 

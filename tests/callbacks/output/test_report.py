@@ -63,3 +63,12 @@ def test_report_reads_what_lightning_logged(tmp_path, capsys):
     trainer.test(model, loader, verbose=False)
     assert "fours stayed at 0.2 %" in (run / "report.html").read_text()
     assert capsys.readouterr().out.count("report: ") == 1
+
+
+def test_half_a_results_file_ends_a_fit_before_it_trains(tmp_path):
+    (tmp_path / "results.json").write_text('{"status": ')
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = Trainer(callbacks=[Report()], default_root_dir=tmp_path, accelerator="cpu", **quiet)
+    with pytest.raises(ValueError, match=r"complete JSON object in '.*results.json'"):
+        trainer.fit(Logging(), DataLoader(TensorDataset(torch.ones(3, 1))))
+    assert trainer.global_step == 0

@@ -74,3 +74,15 @@ def test_a_package_that_is_not_installed_is_named_as_such(monkeypatch: pytest.Mo
     monkeypatch.setattr(results_module, "PACKAGES", ("torch", "no-such-package"))
     assert versions()["no-such-package"] == "not installed"
     assert versions()["torch"].split("+")[0] == torch.__version__.split("+")[0]
+
+
+def test_half_a_status_ends_a_test_before_anything_is_sampled(
+    tiny_denoiser: Any, too_bright: Any, tiny_data: Any, fit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, data = ConstrainedDiffusion(tiny_denoiser(), too_bright()), tiny_data(test_samples=20)
+    trainer: Trainer = fit(module, data, [FitStatus(), Results("own")], max_epochs=1)
+    status = (tmp_path / "status.json").read_bytes()
+    (tmp_path / "status.json").write_bytes(status[: len(status) // 2])
+    monkeypatch.setattr(module, "test_step", lambda *args: pytest.fail("it samples"))
+    with pytest.raises(ValueError, match=r"status.json' is no valid JSON, perhaps truncated"):
+        trainer.test(module, datamodule=data, verbose=False)
