@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 import warnings
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ from constrained_diffusion.callbacks import (
     SampleWriter,
     SharedRunFolder,
 )
-from constrained_diffusion.cli import config_errors, runs
+from constrained_diffusion.cli import arguments, config_errors, runs
 from constrained_diffusion.diffusion import token_sampler
 from constrained_diffusion.diffusion.rejection import InfeasibleError
 from constrained_diffusion.diffusion.sampler import Sampler
@@ -87,13 +88,26 @@ MISTAKES = (ArgumentError, MisconfigurationException, ValueError, TypeError, OSE
 EXPECTED = (ArgumentError, MisconfigurationException, FileNotFoundError, ImportError)  # in a training, too
 
 
+@dataclass
+class Progress:
+    """How far a command has come, which decides how a failure is told and what is taken back."""
+
+    made: Path | None = None  #: the folder that this command made, which it withdraws if the run never begins
+    training: bool = False  #: whether training has begun; what goes wrong then is no mistake in a config
+
+    def withdraw(self) -> None:
+        if self.made is not None:
+            runs.withdraw(self.made)
+
+
 class ConstrainedCLI(LightningCLI):
     """LightningCLI with a run folder, the run's callbacks, and `--ckpt_path last`."""
 
     run_folder: Path  #: on ranks other than the first a stand-in, until `SharedRunFolder` tells the Trainer
-    made: Path | None = None  #: the folder that this command made, which it withdraws if the run never begins
-    config_name: str = "run"
-    training: bool = False  #: whether this command's training has begun; what goes wrong then is no mistake in a config
+
+    def __init__(self, words: arguments.Words, progress: Progress, **settings: Any) -> None:
+        self.words, self.config_name, self.progress = words, words.name, progress
+        super().__init__(LightningModule, LightningDataModule, args=words.argv, **settings)  # runs the command
 
     def add_arguments_to_parser(self, parser: Any) -> None:
         text = "sample the pretrained model again in `test`, even where its samples are stored beside the weights"
@@ -132,7 +146,7 @@ class ConstrainedCLI(LightningCLI):
         if earlier is not None:
             runs.check_links(earlier)
         if earlier is None and runs.first_rank():
-            earlier = ConstrainedCLI.made = runs.new_run(self.config_name, root)
+            earlier = self.progress.made = runs.new_run(self.config_name, root)
         self.run_folder = earlier or (root / self.config_name).absolute()
         if not fit:
             warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint")  # the fit's own
@@ -182,10 +196,10 @@ class ConstrainedCLI(LightningCLI):
 
     def _begin(self, trainer: Trainer, model: LightningModule) -> None:
         """Note, once, that everything has been checked, so that this run is worth keeping."""
-        if trainer.is_global_zero and not ConstrainedCLI.training:
+        if trainer.is_global_zero and not self.progress.training:
             latest = trainer.training or self._optimizes_noise
             runs.begin(self.run_folder, self.config_text, latest=latest)
-        ConstrainedCLI.training = trainer.training
+        self.progress.training = trainer.training
 
 
 def _loggers(run: Path, resumed: int | None) -> list[Any]:
@@ -213,33 +227,33 @@ def main(args: list[str] | None = None) -> None:
     """
     argv = list(sys.argv[1:] if args is None else args)
     _hush()
-    ConstrainedCLI.training, ConstrainedCLI.made = False, None
-    with before_termination(_withdraw):
+    progress = Progress()
+    with before_termination(progress.withdraw), arguments.restored_path():
         try:
-            _run(argv)
+            _run(argv, progress)
         except (DivergedError, InfeasibleError) as error:
             sys.exit(_say(str(error), 1))
         except MISTAKES as error:
-            surprising = ConstrainedCLI.training and not isinstance(error, EXPECTED)
+            surprising = progress.training and not isinstance(error, EXPECTED)
             if surprising or os.environ.get("CONSTRAINED_DIFFUSION_DEBUG"):
                 raise
-            sys.exit(_say(_told(error), 2))
+            sys.exit(_say(_told(error, progress), 2))
         except Exception as error:
-            if not _restores(error) or os.environ.get("CONSTRAINED_DIFFUSION_DEBUG"):
+            if not _restores(error, progress) or os.environ.get("CONSTRAINED_DIFFUSION_DEBUG"):
                 raise
-            sys.exit(_say(_told(error), 2))
+            sys.exit(_say(_told(error, progress), 2))
         finally:
-            _withdraw()
+            progress.withdraw()
 
 
-def _restores(error: Exception) -> bool:
+def _restores(error: Exception, progress: Progress) -> bool:
     """Whether Lightning was handing out what a checkpoint holds: then it is the checkpoint that is wrong."""
-    return not ConstrainedCLI.training and any(name.endswith(".checkpoint_connector") for name in _modules(error))
+    return not progress.training and any(name.endswith(".checkpoint_connector") for name in _modules(error))
 
 
-def _told(error: Exception) -> str:
+def _told(error: Exception, progress: Progress) -> str:
     ours = isinstance(error, MISTAKES) and _modules(error)[-1].startswith("constrained_diffusion.")
-    if ours or not _restores(error):
+    if ours or not _restores(error, progress):
         return config_errors.summarize(str(error))
     why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
     return f"the checkpoint is damaged, or of another version ({why}); take an earlier one."
@@ -247,11 +261,6 @@ def _told(error: Exception) -> str:
 
 def _modules(error: Exception) -> list[str]:
     return [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
-
-
-def _withdraw() -> None:
-    if ConstrainedCLI.made is not None:
-        runs.withdraw(ConstrainedCLI.made)
 
 
 def _hush() -> None:
@@ -266,33 +275,21 @@ def _no_advertising(record: logging.LogRecord) -> bool:
     return "Tip: For seamless cloud" not in record.getMessage()
 
 
-def _run(argv: list[str]) -> None:
+def _run(argv: list[str], progress: Progress) -> None:
     domains.load()
     untrusted.restrict_configs()
-    files = [runs.find_config(argv[i]) for i in _config_values(argv)]
-    for i, file in zip(_config_values(argv), files, strict=True):
-        untrusted.check_config(file)
-        argv[i] = str(file)
-    ConstrainedCLI.config_name = runs.config_name(files[0]) if files else "run"
+    words = arguments.read(argv)
+    arguments.find_modules_beside(words.configs)
     ConstrainedCLI(
-        LightningModule,
-        LightningDataModule,
+        words,
+        progress,
         subclass_mode_model=True,
         subclass_mode_data=True,
         save_config_callback=None,
         load_from_checkpoint_support=False,
         trainer_defaults=dict(TRAINER_DEFAULTS),
         parser_kwargs={"exit_on_error": False},
-        args=argv,
     )
-
-
-def _config_values(argv: list[str]) -> list[int]:
-    for i, word in enumerate(list(argv)):
-        if word.startswith("--config="):
-            argv[i : i + 1] = ["--config", word.removeprefix("--config=")]
-            return _config_values(argv)
-    return [i + 1 for i, word in enumerate(argv) if word in ("--config", "-c") and i + 1 < len(argv)]
 
 
 def _say(message: str, status: int) -> int:

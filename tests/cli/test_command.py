@@ -82,6 +82,11 @@ CONSTRAINT, CALLBACK = "class_path: ClassProbability", "class_path: PenaltySched
             "class_path: PenaltySchedule",
             "trainer.callbacks: 'PenaltySchedule' is no known class; did you mean",
         ),
+        (
+            f"- {CALLBACK}",
+            "class_path: PenaltySchedule",
+            "callbacks: 'PenaltySchedule' is no known class; did you mean",
+        ),
         # options
         ("max_epochs", "max_epoch", "no option 'trainer.max_epoch'; did you mean 'trainer.max_epochs'?"),
         ("max_timestep", "max_timestp", "model: ConstrainedDiffusion has no option 'max_timestp'; did you mean 'max_t"),
@@ -100,6 +105,8 @@ CONSTRAINT, CALLBACK = "class_path: ClassProbability", "class_path: PenaltySched
         ("label: 8", "label: eight", "model.init_args.constraints.init_args.label: expected int, got 'eight'"),
         ("every_n_steps: 2", "scope: all", "trainer.callbacks.init_args.scope: expected 'fit' or 'batch', got 'all'"),
         ("max_epochs: 2", "max_epochs: [2", "line 3"),
+        ("      init_args: {initial", "      {initial", "line 7"),
+        ("          init_args: {source: mnist_classifier}", "          source: mnist_classifier", "below `init_args:`"),
         # values
         ("max_timestep: 80", "max_timestep: 101", "max_timestep (T_phi) must lie in 1 .. 100"),
         ("growth_factor: 1.2", "growth_factor: 0.9", "growth_factor must be at least 1"),
@@ -128,6 +135,16 @@ def test_an_unknown_constraint_lists_the_registered_ones(refused: Callable[..., 
         ("--ckpt_pth=last", "no option 'ckpt_pth'; did you mean 'ckpt_path'?"),
         (f"{LABEL}=seven", "model.init_args.constraints.init_args.label: expected int, got 'seven'"),
         ("--model.init_args.constraints=Clas", "model.init_args.constraints: 'Clas' is no registered constraint"),
+        (
+            "--trainer.callbacks=PenaltySchedule",
+            "'PenaltySchedule' is no known class; did you mean 'PenaltyScheduler'?",
+        ),
+        (
+            "--some=1",
+            "the command has no option 'some'; it has config, seed_everything, trainer, model, data, ckpt_path",
+        ),
+        ("tiny.yaml", "'tiny.yaml' stands without an option: name a config by `fit --config tiny.yaml`."),
+        ("-config=tiny.yaml", "'-config=tiny.yaml' has one dash: options begin with two, as in --config=tiny.yaml."),
         ("--trainer.max_epochs=some", "trainer.max_epochs: expected int or null, got 'some'"),
         ("--ckpt_path=none.ckpt", "there is no checkpoint 'none.ckpt'"),
         ("--ckpt_path=last", "holds no checkpoints/last.ckpt to continue from"),
@@ -135,6 +152,13 @@ def test_an_unknown_constraint_lists_the_registered_ones(refused: Callable[..., 
 )
 def test_a_mistake_on_the_command_line(refused: Callable[..., str], word: str, said: str) -> None:
     assert said in refused("fit", "--config", "tiny.yaml", word)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("accelerator", ["gpu", "cuda"])
+def test_a_gpu_where_there_is_none(refused: Callable[..., str], accelerator: str) -> None:
+    said = refused("fit", "--config", "tiny.yaml", f"--trainer.accelerator={accelerator}")
+    assert said.startswith("trainer.accelerator asks for a GPU, but torch finds none on this machine: leave it out or")
 
 
 def test_a_label_that_the_classifier_does_not_have(refused: Callable[..., str], tiny_config: str) -> None:
