@@ -52,8 +52,8 @@ def summarize(message: str) -> str:
     found = problems(message) if _REPORT.search(message) else []
     if not found and _NO_GPU.search(message):
         return (
-            "trainer.accelerator asks for a GPU, but torch finds none on this machine: leave it out or say auto or cpu, "
-            "or install a torch that is built for your GPU (`nvidia-smi` shows whether its driver works)."
+            "trainer.accelerator asks for a GPU, but torch finds none here: leave it out, or say auto or cpu, or "
+            "install a torch that is built for your GPU (`nvidia-smi` shows whether its driver works)."
         )
     if not found:
         line = " ".join(message.split())

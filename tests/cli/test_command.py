@@ -83,9 +83,9 @@ CONSTRAINT, CALLBACK = "class_path: ClassProbability", "class_path: PenaltySched
             "trainer.callbacks: 'PenaltySchedule' is no known class; did you mean",
         ),
         (
-            f"- {CALLBACK}",
-            "class_path: PenaltySchedule",
-            "callbacks: 'PenaltySchedule' is no known class; did you mean",
+            f"    - {CALLBACK}\n      init_args",
+            "    class_path: PenaltySchedule\n    init_args",
+            "trainer.callbacks: 'PenaltySchedule' is no known class; did you mean",
         ),
         # options
         ("max_epochs", "max_epoch", "no option 'trainer.max_epoch'; did you mean 'trainer.max_epochs'?"),
@@ -158,7 +158,7 @@ def test_a_mistake_on_the_command_line(refused: Callable[..., str], word: str, s
 @pytest.mark.parametrize("accelerator", ["gpu", "cuda"])
 def test_a_gpu_where_there_is_none(refused: Callable[..., str], accelerator: str) -> None:
     said = refused("fit", "--config", "tiny.yaml", f"--trainer.accelerator={accelerator}")
-    assert said.startswith("trainer.accelerator asks for a GPU, but torch finds none on this machine: leave it out or")
+    assert said.startswith("trainer.accelerator asks for a GPU, but torch finds none here: leave it out, or")
 
 
 def test_a_label_that_the_classifier_does_not_have(refused: Callable[..., str], tiny_config: str) -> None:
