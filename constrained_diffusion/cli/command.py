@@ -19,6 +19,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import Checkpoint, LambdaCallback, ProgressBar
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info
 
 from constrained_diffusion import datamodules, denoisers, domains, guides
 from constrained_diffusion.callbacks import (
@@ -27,6 +28,7 @@ from constrained_diffusion.callbacks import (
     ContinueLog,
     DivergedError,
     Export,
+    FitLines,
     FitProgress,
     FitStatus,
     GradientCheck,
@@ -53,6 +55,7 @@ from constrained_diffusion.fine_tuning.schedules import WarmupStableDecay
 from constrained_diffusion.fine_tuning.supervised import Supervised
 from constrained_diffusion.noise_optimization import gradients, regularizers
 from constrained_diffusion.noise_optimization.module import DirectNoiseOptimization
+from constrained_diffusion.reports import table
 from constrained_diffusion.runtime import cpu_precision, untrusted
 from constrained_diffusion.runtime.termination import before_termination
 
@@ -177,7 +180,8 @@ class ConstrainedCLI(LightningCLI):
         if resumed is not None:
             callbacks.insert(0, ContinueLog(run / "metrics.csv"))
         if config.enable_progress_bar is not False and not any(issubclass(kind, ProgressBar) for kind in given):
-            callbacks.append(NoiseProgress() if self._optimizes_noise else FitProgress())
+            bar = FitProgress() if sys.stdout.isatty() else FitLines()
+            callbacks.append(NoiseProgress() if self._optimizes_noise else bar)
         if config.enable_checkpointing is False:
             callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
         begin = LambdaCallback(
@@ -193,6 +197,14 @@ class ConstrainedCLI(LightningCLI):
             )
         trainer.callbacks.insert(0, SharedRunFolder())  # type: ignore[attr-defined]  # before the config's own callbacks
         return trainer
+
+    def after_fit(self) -> None:
+        if isinstance(self.model, EvaluatedDiffusion):
+            rank_zero_info(f"next, before and after on samples of their own: {self.words.next_command('test')}")
+
+    def after_test(self) -> None:
+        if isinstance(self.model, EvaluatedDiffusion) and self.trainer.is_global_zero:
+            print(table.verdict(untrusted.read_json(Path(self.trainer.default_root_dir) / "results.json")))
 
     def _begin(self, trainer: Trainer, model: LightningModule) -> None:
         """Note, once, that everything has been checked, so that this run is worth keeping."""

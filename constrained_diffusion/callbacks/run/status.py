@@ -43,6 +43,8 @@ class FitStatus(Callback):
         self._step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if getattr(pl_module, "constraint_names", []) and (way_on := _too_short(trainer)):
+            rank_zero_info(f"this fit has no validation and so no verdict: {way_on}.")
         self._step = trainer.global_step
         self._unread.clear()
 
@@ -115,7 +117,8 @@ class FitStatus(Callback):
         cost = describe(values)
         seconds = {"seconds": self._elapsed(), "evaluation_seconds": self.evaluation_seconds}
         _write(trainer, {"status": status, **seconds, "cost": cost, "values": values})
-        rank_zero_info(sentence(status, values, pl_module.max_violation_rate, trainer.global_step, self._elapsed()))
+        words = sentence(status, values, pl_module.max_violation_rate, trainer.global_step, self._elapsed())
+        rank_zero_info(words.replace("set data.val_samples", _too_short(trainer) or "set data.val_samples"))
 
     def _elapsed(self) -> float:
         return self.seconds + time.monotonic() - self._started
@@ -141,6 +144,14 @@ def sentence(status: str, values: dict[str, float], allowed: float, steps: int, 
         f"{status}: {where}, {rate:.2%} of the EMA samples violate (upper 95 % bound {upper:.2%}, {how} the allowed "
         f"{allowed:.2%}); {seconds:.0f} s; cost: {describe(values)}."
     )
+
+
+def _too_short(trainer: Trainer) -> str:
+    """Return what to change where the fit ends before its first validation; "" where it does not."""
+    epochs, every = trainer.max_epochs, trainer.check_val_every_n_epoch
+    if epochs is None or every is None or not 0 <= epochs < every:
+        return ""
+    return f"raise trainer.max_epochs ({epochs}) to trainer.check_val_every_n_epoch ({every}) at least, or lower that"
 
 
 def describe(values: dict[str, float]) -> str:
