@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import ArgumentError, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -170,10 +171,7 @@ class ConstrainedCLI(LightningCLI):
         resumed = runs.checkpoint_step(self._own_config.ckpt_path) if fit else None
         config = self.config_init[self.subcommand].trainer
         kwargs |= cpu_precision.plugins(config)
-        if fit and config.logger is None:
-            kwargs["logger"] = _loggers(run, resumed)
-        elif not fit:
-            kwargs["logger"] = False
+        kwargs["logger"] = _loggers(run, resumed, config.logger) if fit and config.logger is not False else False
         own = config.callbacks or []
         given = {type(callback) for callback in (own if isinstance(own, list) else [own])}
         callbacks = _callbacks(self.model, self.config_name, fit)
@@ -211,13 +209,20 @@ class ConstrainedCLI(LightningCLI):
         if trainer.is_global_zero and not self.progress.training:
             latest = trainer.training or self._optimizes_noise
             runs.begin(self.run_folder, self.config_text, latest=latest)
+            for logger in trainer.loggers:
+                logger.log_hyperparams(yaml.safe_load(self.config_text))
         self.progress.training = trainer.training
 
 
-def _loggers(run: Path, resumed: int | None) -> list[Any]:
+def _loggers(run: Path, resumed: int | None, own: Any) -> list[Any]:
+    """Return the CSV file, which resuming and the report read, and the config's own loggers, else TensorBoard's."""
     loggers: list[Any] = [CSVLogger(run, name="", version="", flush_logs_every_n_steps=10)]
+    if own not in (None, True):
+        return [*loggers, *(own if isinstance(own, list) else [own])]
     with contextlib.suppress(ModuleNotFoundError):  # an extra; the CSV file has the same numbers
-        loggers.append(TensorBoardLogger(run, name="tensorboard", version="", purge_step=resumed))
+        loggers.append(
+            TensorBoardLogger(run, name="tensorboard", version="", purge_step=resumed, default_hp_metric=False)
+        )
     return loggers
 
 

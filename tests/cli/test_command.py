@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -254,6 +255,44 @@ def test_what_the_config_switches_off_is_off_and_nothing_is_advertised(
     assert not (run / "checkpoints").exists()
     assert any("the weights lie in" in record.getMessage() for record in caplog.records)
     assert not any("Tip:" in record.getMessage() for record in caplog.records)
+
+
+LOGGER = """
+from lightning.pytorch.loggers.logger import DummyLogger
+
+class OwnLogger(DummyLogger):
+    seen = {"rows": [], "config": [], "pictures": []}
+
+    def log_metrics(self, metrics, step=None):
+        self.seen["rows"].append(metrics)
+
+    def log_hyperparams(self, params):
+        self.seen["config"].append(params)
+
+    def log_image(self, key, images, step=None):
+        self.seen["pictures"].append((key, images[0].size))
+"""
+
+
+def test_loggers_of_ones_own_stand_beside_the_csv_file_and_get_everything(place: Path, tiny_config: str) -> None:
+    (place / "own_logger.py").write_text(LOGGER)
+    (place / "tiny.yaml").write_text(tiny_config.replace("max_epochs: 2", "max_epochs: 1"))
+    quiet = "--trainer.enable_progress_bar=false"
+    command.main(["fit", "--config", "tiny.yaml", "--trainer.logger=own_logger.OwnLogger", quiet])
+    run = place / "runs" / "tiny" / "2"
+    assert (run / "metrics.csv").read_text().count("\n") == 4  # a head, two steps, a validation
+    assert not (run / "tensorboard").exists()
+    seen = sys.modules.pop("own_logger").OwnLogger.seen
+    assert any("loss/total" in row for row in seen["rows"])
+    assert [key for key, _ in seen["pictures"]] == ["samples"]
+    assert seen["pictures"][0][1][0] > 16 * 28
+    (config,) = seen["config"]
+    assert config["model"]["init_args"]["max_timestep"] == 80
+    assert (
+        yaml.safe_load((run / "hparams.yaml").read_text())
+        == config
+        == yaml.safe_load((run / "config.yaml").read_text())
+    )
 
 
 NAN_AT_STEP_5 = """

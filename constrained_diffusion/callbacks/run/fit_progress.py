@@ -45,8 +45,10 @@ class _Progress(ProgressBar):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if isinstance(outputs, Mapping) and at_log_step(trainer):
-            logged = {name: value for name, value in self.get_metrics(trainer, pl_module).items() if name != "v_num"}
-            self.figures = {**figures(outputs.get("terms", {})), **logged}
+            self.figures = dict(figures(outputs.get("terms", {})))
+            if "violating" not in self.figures:  # room for what a pretraining measures
+                logged = self.get_metrics(trainer, pl_module)
+                self.figures |= {name: value for name, value in logged.items() if name != "v_num"}
 
     def epoch(self, trainer: Trainer) -> str:
         """Return the epoch, counted from 1."""
@@ -135,7 +137,7 @@ class FitProgress(_Progress):
         if not self.enabled or self._bar is not None:
             return
         rest = TextColumn("{task.fields[figures]}", table_column=Column(no_wrap=True, overflow="ellipsis"))
-        columns = (BarColumn(12), MofNCompleteColumn(), TextColumn("{task.fields[left]}"), rest)
+        columns = (BarColumn(10), MofNCompleteColumn(), TextColumn("{task.fields[left]}"), rest)
         self._stream = sys.stderr
         self._bar = Progress(TextColumn("{task.description}"), *columns, redirect_stderr=self._stream.isatty())
         self._task = self._bar.add_task(
