@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from constrained_diffusion.cli import command
+from constrained_diffusion.cli import arguments, command
 from constrained_diffusion.cli.runs import shipped_configs
 
 SHIPPED = sorted(path.relative_to(shipped_configs()).as_posix() for path in shipped_configs().rglob("*.yaml"))
@@ -74,7 +74,7 @@ def test_an_overlay_changes_its_own_settings_and_nothing_else(
     assert overlay.keys() == {"trainer"}
     assert not overlay["trainer"].items() <= alone["trainer"].items()
     assert both == {**alone, "trainer": {**alone["trainer"], **overlay["trainer"]}}
-    assert command.ConstrainedCLI.config_name == base.removesuffix(".yaml")
+    assert arguments.read([verb, "--config", base, "--config", name]).name == base.removesuffix(".yaml")
 
 
 def network(name):

@@ -16,7 +16,7 @@ from constrained_diffusion.callbacks.output.samples import SampleWriter
 from constrained_diffusion.callbacks.run.checkpoints import BestFeasible, LastCheckpoint
 from constrained_diffusion.callbacks.run.continue_log import ContinueLog, KeepLog
 from constrained_diffusion.callbacks.run.export import Export
-from constrained_diffusion.callbacks.run.fit_progress import FitProgress
+from constrained_diffusion.callbacks.run.fit_progress import FitLines, FitProgress
 from constrained_diffusion.callbacks.run.gradient_check import GradientCheck
 from constrained_diffusion.callbacks.run.noise_progress import NoiseProgress
 from constrained_diffusion.callbacks.run.shared_run_folder import SharedRunFolder
@@ -33,6 +33,7 @@ __all__ = [
     "DualAscent",
     "Export",
     "FeasibilityGrowth",
+    "FitLines",
     "FitProgress",
     "FitStatus",
     "FixedPenalty",

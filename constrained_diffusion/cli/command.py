@@ -8,16 +8,19 @@ import os
 import sys
 import traceback
 import warnings
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import ArgumentError, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, LambdaCallback, ProgressBar
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info
 
 from constrained_diffusion import datamodules, denoisers, domains, guides
 from constrained_diffusion.callbacks import (
@@ -26,6 +29,7 @@ from constrained_diffusion.callbacks import (
     ContinueLog,
     DivergedError,
     Export,
+    FitLines,
     FitProgress,
     FitStatus,
     GradientCheck,
@@ -41,7 +45,7 @@ from constrained_diffusion.callbacks import (
     SampleWriter,
     SharedRunFolder,
 )
-from constrained_diffusion.cli import config_errors, runs
+from constrained_diffusion.cli import arguments, config_errors, runs
 from constrained_diffusion.diffusion import token_sampler
 from constrained_diffusion.diffusion.rejection import InfeasibleError
 from constrained_diffusion.diffusion.sampler import Sampler
@@ -51,6 +55,7 @@ from constrained_diffusion.fine_tuning.schedules import WarmupStableDecay
 from constrained_diffusion.fine_tuning.supervised import Supervised
 from constrained_diffusion.noise_optimization import gradients, regularizers
 from constrained_diffusion.noise_optimization.module import DirectNoiseOptimization
+from constrained_diffusion.reports import table
 from constrained_diffusion.runtime import cpu_precision, untrusted
 from constrained_diffusion.runtime.run_folder import RunFolder
 from constrained_diffusion.runtime.run_lock import locked
@@ -87,14 +92,23 @@ MISTAKES = (ArgumentError, MisconfigurationException, ValueError, TypeError, OSE
 EXPECTED = (ArgumentError, MisconfigurationException, FileNotFoundError, ImportError)  # in a training, too
 
 
+@dataclass
+class Progress:
+    """How far a command has come, which decides how a failure is told and what is taken back."""
+
+    exits: contextlib.ExitStack  #: what is done at the end: withdraw a folder that never began, and unlock it
+    stepped: bool = False  #: whether this command has trained a batch
+    training: bool = False  #: whether training has begun; what goes wrong then is no mistake in a config
+
+
 class ConstrainedCLI(LightningCLI):
     """LightningCLI with a run folder, the run's callbacks, and `--ckpt_path last`."""
 
     run_folder: RunFolder  #: on ranks other than the first a stand-in, until `SharedRunFolder` tells the Trainer
-    exits: contextlib.ExitStack  #: what `main` does at the end: withdraw a folder that never began, and unlock it
-    config_name: str = "run"
-    stepped: bool = False  #: whether this command has trained a batch
-    training: bool = False  #: whether this command's training has begun; what goes wrong then is no mistake in a config
+
+    def __init__(self, words: arguments.Words, progress: Progress, **settings: Any) -> None:
+        self.words, self.config_name, self.progress = words, words.name, progress
+        super().__init__(LightningModule, LightningDataModule, args=words.argv, **settings)  # runs the command
 
     def add_arguments_to_parser(self, parser: Any) -> None:
         text = "sample the pretrained model again in `test`, even where its samples are stored beside the weights"
@@ -136,9 +150,9 @@ class ConstrainedCLI(LightningCLI):
     def _take_folder(self, earlier: RunFolder | None, root: Path) -> None:
         self.run_folder = earlier or runs.new_run(self.config_name, root)
         if earlier is None or self.subcommand != "validate":  # which writes nothing
-            ConstrainedCLI.exits.enter_context(locked(self.run_folder))
+            self.progress.exits.enter_context(locked(self.run_folder))
         if earlier is None:
-            ConstrainedCLI.exits.callback(runs.withdraw, self.run_folder)
+            self.progress.exits.callback(runs.withdraw, self.run_folder)
 
     @property
     def _optimizes_noise(self) -> bool:
@@ -160,17 +174,15 @@ class ConstrainedCLI(LightningCLI):
         resumed = runs.checkpoint_step(self._own_config.ckpt_path) if fit else None
         config = self.config_init[self.subcommand].trainer
         kwargs |= cpu_precision.plugins(config)
-        if fit and config.logger is None:
-            kwargs["logger"] = _loggers(run, resumed)
-        elif not fit:
-            kwargs["logger"] = False
+        kwargs["logger"] = _loggers(run, resumed, config.logger) if fit and config.logger is not False else False
         own = config.callbacks or []
         given = {type(callback) for callback in (own if isinstance(own, list) else [own])}
         callbacks = _callbacks(self.model, self.config_name, fit)
         if resumed is not None:
             callbacks.insert(0, ContinueLog(run.metrics))
         if config.enable_progress_bar is not False and not any(issubclass(kind, ProgressBar) for kind in given):
-            callbacks.append(NoiseProgress() if self._optimizes_noise else FitProgress())
+            bar = FitProgress() if sys.stdout.isatty() else FitLines()
+            callbacks.append(NoiseProgress() if self._optimizes_noise else bar)
         if config.enable_checkpointing is False:
             callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
         begin = LambdaCallback(
@@ -188,26 +200,43 @@ class ConstrainedCLI(LightningCLI):
         trainer.callbacks.insert(0, SharedRunFolder())  # type: ignore[attr-defined]  # before the config's own callbacks
         return trainer
 
+    def after_fit(self) -> None:
+        if isinstance(self.model, ConstrainedDiffusion):
+            rank_zero_info(f"next, before and after on samples of their own: {self.words.next_command('test')}")
+
+    def after_test(self) -> None:
+        if isinstance(self.model, ConstrainedDiffusion) and self.trainer.is_global_zero:
+            print(table.verdict(untrusted.read_json(self.run_folder.results)))
+
     def _begin(self, trainer: Trainer, model: LightningModule) -> None:
         """Note, once, that everything has been checked, so that this run is worth keeping."""
-        if trainer.is_global_zero and not ConstrainedCLI.training:
+        if trainer.is_global_zero and not self.progress.training:
             runs.begin(self.run_folder, self.config_text)
             if self._optimizes_noise:
                 runs.point_latest(self.run_folder)
-        ConstrainedCLI.training = trainer.training
+            for logger in trainer.loggers:
+                logger.log_hyperparams(yaml.safe_load(self.config_text))
+        self.progress.training = trainer.training
 
     def _stepped(self, trainer: Trainer, *_: Any) -> None:
         """Let `latest` point at this fit from its first step on, and before its first checkpoint."""
-        if trainer.is_global_zero and not self.stepped:
+        if trainer.is_global_zero and not self.progress.stepped:
             runs.point_latest(self.run_folder)
-        self.stepped = True
+        self.progress.stepped = True
 
 
-def _loggers(folder: RunFolder, resumed: int | None) -> list[Any]:
+def _loggers(folder: RunFolder, resumed: int | None, own: Any) -> list[Any]:
+    """Return the CSV file, which resuming and the report read, and the config's own loggers, else TensorBoard's."""
     run = folder.path
     loggers: list[Any] = [CSVLogger(run, name="", version="", flush_logs_every_n_steps=10)]
+    if own not in (None, True):
+        return [*loggers, *(own if isinstance(own, list) else [own])]
     with contextlib.suppress(ModuleNotFoundError):  # an extra; the CSV file has the same numbers
-        loggers.append(TensorBoardLogger(run, name=folder.tensorboard.name, version="", purge_step=resumed))
+        loggers.append(
+            TensorBoardLogger(
+                run, name=folder.tensorboard.name, version="", purge_step=resumed, default_hp_metric=False
+            )
+        )
     return loggers
 
 
@@ -229,31 +258,31 @@ def main(args: list[str] | None = None) -> None:
     """
     argv = list(sys.argv[1:] if args is None else args)
     _hush()
-    ConstrainedCLI.training = False
-    with contextlib.ExitStack() as ConstrainedCLI.exits:
+    with contextlib.ExitStack() as exits, arguments.restored_path():
+        progress = Progress(exits)
         try:
-            _run(argv)
+            _run(argv, progress)
         except (DivergedError, InfeasibleError) as error:
             sys.exit(_say(str(error), 1))
         except MISTAKES as error:
-            surprising = ConstrainedCLI.training and not isinstance(error, EXPECTED)
+            surprising = progress.training and not isinstance(error, EXPECTED)
             if surprising or os.environ.get("CONSTRAINED_DIFFUSION_DEBUG"):
                 raise
-            sys.exit(_say(_told(error), 2))
+            sys.exit(_say(_told(error, progress), 2))
         except Exception as error:
-            if not _restores(error) or os.environ.get("CONSTRAINED_DIFFUSION_DEBUG"):
+            if not _restores(error, progress) or os.environ.get("CONSTRAINED_DIFFUSION_DEBUG"):
                 raise
-            sys.exit(_say(_told(error), 2))
+            sys.exit(_say(_told(error, progress), 2))
 
 
-def _restores(error: Exception) -> bool:
+def _restores(error: Exception, progress: Progress) -> bool:
     """Whether Lightning was handing out what a checkpoint holds: then it is the checkpoint that is wrong."""
-    return not ConstrainedCLI.training and any(name.endswith(".checkpoint_connector") for name in _modules(error))
+    return not progress.training and any(name.endswith(".checkpoint_connector") for name in _modules(error))
 
 
-def _told(error: Exception) -> str:
+def _told(error: Exception, progress: Progress) -> str:
     ours = isinstance(error, MISTAKES) and _modules(error)[-1].startswith("constrained_diffusion.")
-    if ours or not _restores(error):
+    if ours or not _restores(error, progress):
         return config_errors.summarize(str(error))
     why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
     return f"the checkpoint is damaged, or of another version ({why}); take an earlier one."
@@ -275,33 +304,21 @@ def _no_advertising(record: logging.LogRecord) -> bool:
     return "Tip: For seamless cloud" not in record.getMessage()
 
 
-def _run(argv: list[str]) -> None:
+def _run(argv: list[str], progress: Progress) -> None:
     domains.load()
     untrusted.restrict_configs()
-    files = [runs.find_config(argv[i]) for i in _config_values(argv)]
-    for i, file in zip(_config_values(argv), files, strict=True):
-        untrusted.check_config(file)
-        argv[i] = str(file)
-    ConstrainedCLI.config_name = runs.config_name(files[0]) if files else "run"
+    words = arguments.read(argv)
+    arguments.find_modules_beside(words.configs)
     ConstrainedCLI(
-        LightningModule,
-        LightningDataModule,
+        words,
+        progress,
         subclass_mode_model=True,
         subclass_mode_data=True,
         save_config_callback=None,
         load_from_checkpoint_support=False,
         trainer_defaults=dict(TRAINER_DEFAULTS),
         parser_kwargs={"exit_on_error": False},
-        args=argv,
     )
-
-
-def _config_values(argv: list[str]) -> list[int]:
-    for i, word in enumerate(list(argv)):
-        if word.startswith("--config="):
-            argv[i : i + 1] = ["--config", word.removeprefix("--config=")]
-            return _config_values(argv)
-    return [i + 1 for i, word in enumerate(argv) if word in ("--config", "-c") and i + 1 < len(argv)]
 
 
 def _say(message: str, status: int) -> int:

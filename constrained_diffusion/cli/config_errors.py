@@ -29,6 +29,7 @@ _FRAME = re.compile(  # lines that only surround a problem
 )
 _WEAK = re.compile(r"Expected an? ")  # what is said of every type that the value is not
 _NOT_TAKEN = re.compile(r"(?:Subcommand '\w+' does not accept option '|unrecognized arguments: -*)([^\s='-][^\s=']*)")
+_NO_GPU = re.compile(r"No supported gpu backend found|(?:CUDA|MPS)Accelerator` can not run on your system")
 _CALLABLE = re.compile(r"Type typing\.Callable\[.*\] expects a function or a callable class: ")
 
 
@@ -49,6 +50,11 @@ class Problem(NamedTuple):
 def summarize(message: str) -> str:
     """Return the innermost problem of a message of jsonargparse, in one sentence; other messages on one line, cut."""
     found = problems(message) if _REPORT.search(message) else []
+    if not found and _NO_GPU.search(message):
+        return (
+            "trainer.accelerator asks for a GPU, but torch finds none here: leave it out, or say auto or cpu, or "
+            "install a torch that is built for your GPU (`nvidia-smi` shows whether its driver works)."
+        )
     if not found:
         line = " ".join(message.split())
         return line if len(line) <= LONGEST else f"{line[:LONGEST]} ..."
@@ -100,6 +106,10 @@ def _reworded(problem: Problem, found: Sequence[Problem]) -> str:
     if match := re.match(r"the following arguments are required: (.+)", text):
         needed = re.sub(r"\b(fit|validate|test|predict)\.", "", match[1])
         return f"{name or 'the command'} needs {needed}; give it in the config (--config mnist.yaml) or as an option."
+    if _WEAK.match(text) and problem.keys[-1:] in (("trainer.callbacks",), ("trainer.logger",)):
+        given = re.search(r"[A-Za-z_][\w.]*", problem.value.replace("class_path", ""))
+        if given and given[0] not in _own_classes():
+            return _no_class(given[0], constraint=False)
     if _WEAK.match(text):
         types = [_type(p.text) for p in found if p.keys == problem.keys and _WEAK.match(p.text)]
         types = [name for name in types if not name.startswith("dot import")]
@@ -113,7 +123,8 @@ def _no_option(owner: str, given: str, known: Sequence[str]) -> str:
     close = get_close_matches(given, known, n=1) or get_close_matches(given.split(".")[0], known, n=1)
     if close:
         return f"{owner} has no option '{given}'; did you mean '{close[0]}'?"
-    listed = f"; it has {', '.join(known)}" if known else ""
+    shown = [name for name in known if not name.startswith("trainer.")]  # which are too many to read
+    listed = f"; it has {', '.join(shown)}" if shown else ""
     return f"{owner} has no option '{given}'{listed}."
 
 

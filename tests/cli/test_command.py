@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,11 @@ CONSTRAINT, CALLBACK = "class_path: ClassProbability", "class_path: PenaltySched
             "class_path: PenaltySchedule",
             "trainer.callbacks: 'PenaltySchedule' is no known class; did you mean",
         ),
+        (
+            f"    - {CALLBACK}\n      init_args",
+            "    class_path: PenaltySchedule\n    init_args",
+            "trainer.callbacks: 'PenaltySchedule' is no known class; did you mean",
+        ),
         # options
         ("max_epochs", "max_epoch", "no option 'trainer.max_epoch'; did you mean 'trainer.max_epochs'?"),
         ("max_timestep", "max_timestp", "model: ConstrainedDiffusion has no option 'max_timestp'; did you mean 'max_t"),
@@ -100,6 +106,8 @@ CONSTRAINT, CALLBACK = "class_path: ClassProbability", "class_path: PenaltySched
         ("label: 8", "label: eight", "model.init_args.constraints.init_args.label: expected int, got 'eight'"),
         ("every_n_steps: 2", "scope: all", "trainer.callbacks.init_args.scope: expected 'fit' or 'batch', got 'all'"),
         ("max_epochs: 2", "max_epochs: [2", "line 3"),
+        ("      init_args: {initial", "      {initial", "line 7"),
+        ("          init_args: {source: mnist_classifier}", "          source: mnist_classifier", "below `init_args:`"),
         # values
         ("max_timestep: 80", "max_timestep: 101", "max_timestep (T_phi) must lie in 1 .. 100"),
         ("growth_factor: 1.2", "growth_factor: 0.9", "growth_factor must be at least 1"),
@@ -128,6 +136,16 @@ def test_an_unknown_constraint_lists_the_registered_ones(refused: Callable[..., 
         ("--ckpt_pth=last", "no option 'ckpt_pth'; did you mean 'ckpt_path'?"),
         (f"{LABEL}=seven", "model.init_args.constraints.init_args.label: expected int, got 'seven'"),
         ("--model.init_args.constraints=Clas", "model.init_args.constraints: 'Clas' is no registered constraint"),
+        (
+            "--trainer.callbacks=PenaltySchedule",
+            "'PenaltySchedule' is no known class; did you mean 'PenaltyScheduler'?",
+        ),
+        (
+            "--some=1",
+            "the command has no option 'some'; it has config, seed_everything, trainer, model, data, ckpt_path",
+        ),
+        ("tiny.yaml", "'tiny.yaml' stands without an option: name a config by `fit --config tiny.yaml`."),
+        ("-config=tiny.yaml", "'-config=tiny.yaml' has one dash: options begin with two, as in --config=tiny.yaml."),
         ("--trainer.max_epochs=some", "trainer.max_epochs: expected int or null, got 'some'"),
         ("--ckpt_path=none.ckpt", "there is no checkpoint 'none.ckpt'"),
         ("--ckpt_path=last", "holds no checkpoints/last.ckpt to continue from"),
@@ -135,6 +153,13 @@ def test_an_unknown_constraint_lists_the_registered_ones(refused: Callable[..., 
 )
 def test_a_mistake_on_the_command_line(refused: Callable[..., str], word: str, said: str) -> None:
     assert said in refused("fit", "--config", "tiny.yaml", word)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("accelerator", ["gpu", "cuda"])
+def test_a_gpu_where_there_is_none(refused: Callable[..., str], accelerator: str) -> None:
+    said = refused("fit", "--config", "tiny.yaml", f"--trainer.accelerator={accelerator}")
+    assert said.startswith("trainer.accelerator asks for a GPU, but torch finds none here: leave it out, or")
 
 
 def test_a_label_that_the_classifier_does_not_have(refused: Callable[..., str], tiny_config: str) -> None:
@@ -241,6 +266,44 @@ def test_files_that_options_and_configs_name_are_measured_too(
     if key == "named":
         (place / "tiny.yaml").write_text(f"{tiny_config[: tiny_config.index('data:')]}data: bomb.yaml\n")
     assert "its aliases written out" in refused("fit", *([] if key == "named" else [f"--{key}=bomb.yaml"]))
+
+
+LOGGER = """
+from lightning.pytorch.loggers.logger import DummyLogger
+
+class OwnLogger(DummyLogger):
+    seen = {"rows": [], "config": [], "pictures": []}
+
+    def log_metrics(self, metrics, step=None):
+        self.seen["rows"].append(metrics)
+
+    def log_hyperparams(self, params):
+        self.seen["config"].append(params)
+
+    def log_image(self, key, images, step=None):
+        self.seen["pictures"].append((key, images[0].size))
+"""
+
+
+def test_loggers_of_ones_own_stand_beside_the_csv_file_and_get_everything(place: Path, tiny_config: str) -> None:
+    (place / "own_logger.py").write_text(LOGGER)
+    (place / "tiny.yaml").write_text(tiny_config.replace("max_epochs: 2", "max_epochs: 1"))
+    quiet = "--trainer.enable_progress_bar=false"
+    command.main(["fit", "--config", "tiny.yaml", "--trainer.logger=own_logger.OwnLogger", quiet])
+    run = place / "runs" / "tiny" / "2"
+    assert (run / "metrics.csv").read_text().count("\n") == 4  # a head, two steps, a validation
+    assert not (run / "tensorboard").exists()
+    seen = sys.modules.pop("own_logger").OwnLogger.seen
+    assert any("loss/total" in row for row in seen["rows"])
+    assert [key for key, _ in seen["pictures"]] == ["samples"]
+    assert seen["pictures"][0][1][0] > 16 * 28
+    (config,) = seen["config"]
+    assert config["model"]["init_args"]["max_timestep"] == 80
+    assert (
+        yaml.safe_load((run / "hparams.yaml").read_text())
+        == config
+        == yaml.safe_load((run / "config.yaml").read_text())
+    )
 
 
 NAN_AT_STEP_5 = """

@@ -133,8 +133,8 @@ class SampleGrid(Callback):
 
     The run is `trainer.default_root_dir`. The module offers `sample(seeds, weights=...)`, which returns EMA samples in
     the data's units, and `evaluation`, whose `pictures` show and whose `marks` judge them (None: images as they are,
-    without outlines). Every rank samples, so that sharded weights meet; rank zero draws. A TensorBoard logger, where
-    there is one, shows the same pictures.
+    without outlines). Every rank samples, so that sharded weights meet; rank zero draws. A TensorBoard logger, and any
+    that has `log_image`, shows the same pictures.
 
     Args:
         samples: how many; they have the seeds 0 .. samples - 1, the first of the evaluation's.
@@ -188,6 +188,8 @@ class SampleGrid(Callback):
         folder.mkdir(parents=True, exist_ok=True)
         grid.save(folder / f"{name}.png", optimize=True)
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                tag = "samples" if name.startswith("epoch-") else f"samples/{name}"
+            tag = "samples" if name.startswith("epoch-") else f"samples/{name}"
+            if hasattr(logger, "log_image"):  # as Weights & Biases' has, and others like it
+                logger.log_image(key=tag, images=[grid], step=trainer.global_step)
+            elif isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image(tag, np.asarray(grid), trainer.global_step, dataformats="HWC")

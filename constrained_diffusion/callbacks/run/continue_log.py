@@ -71,7 +71,7 @@ class ContinueLog(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._continued = True
         for logger in trainer.loggers:
-            if isinstance(logger, CSVLogger) and trainer.is_global_zero:
+            if isinstance(logger, CSVLogger) and trainer.is_global_zero and _is_of(logger, self.metrics):
                 for step, values in earlier_rows(self.content, self.copied, trainer.global_step, self.last_row):
                     logger.log_metrics({**values}, step)
                 logger.save()
@@ -85,6 +85,11 @@ class ContinueLog(Callback):
     def _put_back(self, trainer: Trainer) -> None:
         if self.content and not self._continued and trainer.is_global_zero:
             write_bytes(self.metrics, self.content)
+
+
+def _is_of(logger: CSVLogger, metrics: Path) -> bool:
+    """Whether this logger writes that file, and is no second one of the user's."""
+    return (Path(logger.log_dir) / metrics.name).resolve() == metrics.resolve()
 
 
 def copy_of(metrics: Path) -> Path:

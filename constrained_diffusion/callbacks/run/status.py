@@ -44,6 +44,8 @@ class FitStatus(Callback):
         self._step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if getattr(pl_module, "constraint_names", []) and (way_on := _too_short(trainer)):
+            rank_zero_info(f"this fit has no validation and so no verdict: {way_on}.")
         self._step = trainer.global_step
         self._unread.clear()
 
@@ -115,8 +117,8 @@ class FitStatus(Callback):
         values, told = self.best or self.last, settings(pl_module)
         seconds = {"seconds": self._elapsed(), "evaluation_seconds": self.evaluation_seconds}
         _write(trainer, {"status": status, **seconds, "cost": describe(values, told), "values": values, **told})
-        allowed = pl_module.max_violation_rate
-        rank_zero_info(sentence(status, values, allowed, trainer.global_step, self._elapsed(), told))
+        words = sentence(status, values, pl_module.max_violation_rate, trainer.global_step, self._elapsed(), told)
+        rank_zero_info(words.replace("set data.val_samples", _too_short(trainer) or "set data.val_samples"))
 
     def _elapsed(self) -> float:
         return self.seconds + time.monotonic() - self._started
@@ -161,6 +163,14 @@ def sentence(
     found = [f"{table.subject(declared)} {judged}"] if judged else []
     lines.append("By the judge: " + "; ".join([*found, f"cost: {describe(values, declared)}"]) + ".")
     return "\n".join(lines)
+
+
+def _too_short(trainer: Trainer) -> str:
+    """Return what to change where the fit ends before its first validation; "" where it does not."""
+    epochs, every = trainer.max_epochs, trainer.check_val_every_n_epoch
+    if epochs is None or every is None or not 0 <= epochs < every:
+        return ""
+    return f"raise trainer.max_epochs ({epochs}) to trainer.check_val_every_n_epoch ({every}) at least, or lower that"
 
 
 def measured_values(values: dict[str, float]) -> dict[str, Any]:

@@ -1,7 +1,9 @@
-"""What the bar of a fit shows, and of which step."""
+"""What the bar and the lines of a fit show, and of which step."""
 
 from __future__ import annotations
 
+import logging
+import re
 from functools import partial
 from typing import Any
 
@@ -9,19 +11,9 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from constrained_diffusion.callbacks import FitProgress
-from constrained_diffusion.callbacks.run.fit_progress import figures
+from constrained_diffusion.callbacks import FitLines, FitProgress
+from constrained_diffusion.callbacks.run import pace
 from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
-
-
-def test_of_several_constraints_the_worst_is_shown() -> None:
-    terms = {"loss/total": 3.0, "penalty/a": 0.5, "penalty/b": 0.25, "violation_rate/a": 0.1, "violation_rate/b": 0.2}
-    shown = figures({name: torch.tensor(value) for name, value in terms.items()})
-    assert shown == pytest.approx({"loss": 3.0, "P": 0.5, "violating": 0.2})
-
-
-def test_pretraining_shows_the_loss_alone() -> None:
-    assert figures({"loss/total": torch.tensor(1.5), "loss/diffusion": torch.tensor(1.0)}) == {"loss": 1.5}
 
 
 class Noted(Callback):
@@ -31,15 +23,57 @@ class Noted(Callback):
         self.bar = bar
         self.losses: list[float] = []
         self.shown: list[Any] = []
+        self.tasks: list[Any] = []
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        assert self.bar._bar is not None
         self.losses.append(float(outputs["loss"]))
-        self.shown.append(self.bar.get_metrics(trainer, pl_module).get("loss"))
+        self.shown.append(self.bar.figures.get("loss"))
+        self.tasks.append(self.bar._bar.tasks[0])
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        assert self.bar._bar is None  # so that what is said now stays
+
+
+def make(tiny_denoiser: Any, too_bright: Any) -> ConstrainedDiffusion:
+    return ConstrainedDiffusion(tiny_denoiser(), too_bright(), optimizer=partial(torch.optim.SGD, lr=1e-3))
 
 
 def test_the_bar_shows_the_last_log_step(tiny_denoiser: Any, too_bright: Any, tiny_data: Any, fit: Any) -> None:
-    module = ConstrainedDiffusion(tiny_denoiser(), too_bright(), optimizer=partial(torch.optim.SGD, lr=1e-3))
     bar = FitProgress()
     noted = Noted(bar)
+    module = make(tiny_denoiser, too_bright)
     fit(module, tiny_data(), [bar, noted], enable_progress_bar=True, log_every_n_steps=2, max_epochs=1)
     assert noted.shown == [None, noted.losses[1], noted.losses[1], noted.losses[3]]
+
+
+def test_one_bar_for_the_whole_fit_with_epochs_from_1(
+    tiny_denoiser: Any, too_bright: Any, tiny_data: Any, fit: Any
+) -> None:
+    bar = FitProgress()
+    noted = Noted(bar)
+    module = make(tiny_denoiser, too_bright)
+    fit(module, tiny_data(), [bar, noted], enable_progress_bar=True, log_every_n_steps=1, max_epochs=2)
+    last = noted.tasks[-1]
+    assert len({id(task) for task in noted.tasks}) == 1
+    assert (last.completed, last.total, last.description) == (8, 8, "epoch 2 of 2")
+    assert last.fields["figures"].startswith("violating ")
+    assert last.fields["left"] == "0:00 left"
+
+
+def test_without_a_terminal_there_are_lines(
+    tiny_denoiser: Any,
+    too_bright: Any,
+    tiny_data: Any,
+    fit: Any,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pace, "SHORTEST_SILENCE", 0.0)
+    with caplog.at_level(logging.INFO):
+        fit(make(tiny_denoiser, too_bright), tiny_data(), [FitLines()], enable_progress_bar=True, log_every_n_steps=1)
+    said = [record.getMessage() for record in caplog.records if record.getMessage().startswith("step ")]
+    assert len(said) == 8
+    figures = r"violating [\d.e-]+, P [\d.e-]+, loss [\d.e-]+"
+    assert re.fullmatch(rf"step 1 of 8, epoch 1 of 2, {figures}, \d+:\d\d left", said[0])
+    assert re.match(rf"step 8 of 8, epoch 2 of 2, {figures}, .*0:00 left", said[-1])

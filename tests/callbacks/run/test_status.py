@@ -62,6 +62,19 @@ def test_without_samples_it_says_what_is_missing(
     assert "no validation drew samples; set data.val_samples" in caplog.text
 
 
+def test_a_fit_that_ends_before_its_first_validation_says_what_to_change(
+    scripted: Any, tiny_data: Any, fit: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    module = scripted([(1.0, GOOD)])
+    with caplog.at_level(logging.INFO):
+        fit(module, tiny_data(), [FitStatus()], max_epochs=2, check_val_every_n_epoch=3)
+    way_on = "raise trainer.max_epochs (2) to trainer.check_val_every_n_epoch (3) at least, or lower that."
+    first, *_, last = [record.getMessage() for record in caplog.records if "max_epochs (2)" in record.getMessage()]
+    assert first == f"this fit has no validation and so no verdict: {way_on}"
+    assert last.endswith(f"no validation drew samples; {way_on}")
+    assert "data.val_samples" not in caplog.text
+
+
 def test_pretraining_has_no_status(tiny_denoiser: Any, tiny_data: Any, fit: Any, tmp_path: Path) -> None:
     fit(ConstrainedDiffusion(tiny_denoiser()), tiny_data(), [FitStatus()], max_epochs=1)
     assert not (tmp_path / "status.json").exists()
