@@ -129,8 +129,9 @@ def written(shown: Figure, metrics: Mapping[str, Any]) -> str:
         return "-"
     if shown.kind == "rate":
         interval = metrics.get(f"{shown.key}_95")
-        whole = isinstance(interval, list) and len(interval) == 2
-        return percent(value) + (f" ({percent(interval[0])} to {percent(interval[1], up=True)})" if whole else "")
+        if not isinstance(interval, list) or len(interval) != 2:
+            return percent(value)
+        return f"{percent(value)} ({percent(interval[0])} to {percent(interval[1], up=True)})"
     if shown.kind == "distance":
         floor = number(metrics.get(f"{shown.key}_noise_floor"))
         return (f"{value:.3f}" if value else "0") + (f" ({floor:.3f})" if floor else "")
