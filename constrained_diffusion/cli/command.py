@@ -16,36 +16,21 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, LambdaCallback, ProgressBar
 from lightning.pytorch.cli import LightningCLI
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
 from constrained_diffusion import datamodules, denoisers, domains, guides
 from constrained_diffusion.callbacks import (
-    BestFeasible,
-    Certificate,
     ContinueLog,
     DivergedError,
-    Export,
     FitLines,
     FitProgress,
-    FitStatus,
-    GradientCheck,
-    KeepLog,
-    LastCheckpoint,
     NoiseProgress,
-    NoiseReport,
-    NoiseResults,
-    Overlays,
-    Report,
-    Results,
-    SampleGrid,
-    SampleWriter,
     SharedRunFolder,
 )
-from constrained_diffusion.cli import arguments, config_errors, runs
+from constrained_diffusion.cli import arguments, config_errors, defaults, runs
 from constrained_diffusion.diffusion import token_sampler
 from constrained_diffusion.diffusion.rejection import InfeasibleError
 from constrained_diffusion.diffusion.sampler import Sampler
@@ -174,10 +159,12 @@ class ConstrainedCLI(LightningCLI):
         resumed = runs.checkpoint_step(self._own_config.ckpt_path) if fit else None
         config = self.config_init[self.subcommand].trainer
         kwargs |= cpu_precision.plugins(config)
-        kwargs["logger"] = _loggers(run, resumed, config.logger) if fit and config.logger is not False else False
+        kwargs["logger"] = (
+            defaults.loggers(run, resumed, config.logger) if fit and config.logger is not False else False
+        )
         own = config.callbacks or []
         given = {type(callback) for callback in (own if isinstance(own, list) else [own])}
-        callbacks = _callbacks(self.model, self.config_name, fit)
+        callbacks = defaults.callbacks(self.model, self.config_name, fit)
         if resumed is not None:
             callbacks.insert(0, ContinueLog(run.metrics))
         if config.enable_progress_bar is not False and not any(issubclass(kind, ProgressBar) for kind in given):
@@ -223,31 +210,6 @@ class ConstrainedCLI(LightningCLI):
         if trainer.is_global_zero and not self.progress.stepped:
             runs.point_latest(self.run_folder)
         self.progress.stepped = True
-
-
-def _loggers(folder: RunFolder, resumed: int | None, own: Any) -> list[Any]:
-    """Return the CSV file, which resuming and the report read, and the config's own loggers, else TensorBoard's."""
-    run = folder.path
-    loggers: list[Any] = [CSVLogger(run, name="", version="", flush_logs_every_n_steps=10)]
-    if own not in (None, True):
-        return [*loggers, *(own if isinstance(own, list) else [own])]
-    with contextlib.suppress(ModuleNotFoundError):  # an extra; the CSV file has the same numbers
-        loggers.append(
-            TensorBoardLogger(
-                run, name=folder.tensorboard.name, version="", purge_step=resumed, default_hp_metric=False
-            )
-        )
-    return loggers
-
-
-def _callbacks(model: LightningModule, config: str, fit: bool) -> list[Callback]:
-    everyone: list[Callback] = [KeepLog(), LastCheckpoint(), Export()] if fit else []
-    if isinstance(model, DirectNoiseOptimization):
-        return [NoiseResults(), NoiseReport()]
-    if not isinstance(model, ConstrainedDiffusion):
-        return everyone
-    fitting: list[Callback] = [GradientCheck(), FitStatus(), BestFeasible()] if fit else [SampleWriter(), Certificate()]
-    return [*everyone, *fitting, SampleGrid(), Overlays(), Results(config), Report()]
 
 
 def main(args: list[str] | None = None) -> None:

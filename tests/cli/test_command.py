@@ -345,7 +345,7 @@ def test_recompute_is_a_flag_of_its_own(refused: Callable[..., str], monkeypatch
     def tell(model: ConstrainedDiffusion, *_: Any) -> None:
         raise ValueError(f"recompute is {model.evaluator.recompute}")
 
-    monkeypatch.setattr(command, "_callbacks", tell)
+    monkeypatch.setattr(command.defaults, "callbacks", tell)
     assert refused("fit") == "recompute is False"
     assert refused("fit", "--recompute") == "recompute is True"
     said = refused("fit", "--config", "pretrain/mnist_judge.yaml", "--recompute")
