@@ -129,11 +129,7 @@ def written(shown: Figure, metrics: Mapping[str, Any]) -> str:
         return "-"
     if shown.kind == "rate":
         interval = metrics.get(f"{shown.key}_95")
-<<<<<<< HEAD
-        if not (isinstance(interval, list) and len(interval) == 2):
-=======
         if not isinstance(interval, list) or len(interval) != 2:
->>>>>>> figures
             return percent(value)
         return f"{percent(value)} ({percent(interval[0])} to {percent(interval[1], up=True)})"
     if shown.kind == "distance":
