@@ -170,8 +170,8 @@ def test_what_cannot_be_rejected_is_refused(tiny_denoiser: Any) -> None:
     from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
 
     with pytest.raises(ValueError, match="the model has none"):
-        ConstrainedDiffusion(tiny_denoiser(), reject_violations=True)
+        ConstrainedDiffusion(tiny_denoiser(), rejection=Rejection())
     with pytest.raises(ValueError, match="OfSteps judges steps of training"):
-        ConstrainedDiffusion(tiny_denoiser(), OfSteps(), reject_violations=True)
-    with pytest.raises(ValueError, match="max_draws must be at least 1, got 0"):
-        module(max_draws=0)
+        ConstrainedDiffusion(tiny_denoiser(), OfSteps(), rejection=Rejection())
+    with pytest.raises(ValueError, match="max_draws must be at least 1, .* got 0"):
+        Rejection(0)
