@@ -127,7 +127,7 @@ def test_options_take_the_names_of_the_tree(part: Any) -> None:
 
 def test_a_job_whose_package_is_missing_says_so(part: Any) -> None:
     job = part("same_parts.jobs").Job("a.yaml", ("fit",), {}, {"torch": "", "no_such_package": "maze"})
-    assert job.lacks() == "needs no_such_package (extra `maze`)"
+    assert job.lacks() == "needs no_such_package of the extra maze"
 
 
 def test_a_worktree_is_removed_even_where_a_job_fails(part: Any, tmp_path: Path) -> None:

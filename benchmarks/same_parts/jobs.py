@@ -34,7 +34,7 @@ class Job:
 
     def lacks(self) -> str:
         """Return why the job cannot run here; empty where it can."""
-        missing = [f"{name} (extra `{extra}`)" for name, extra in self.needs.items() if find_spec(name) is None]
+        missing = [f"{name} of the extra {extra}" for name, extra in self.needs.items() if find_spec(name) is None]
         return f"needs {', '.join(missing)}" if missing else ""
 
 

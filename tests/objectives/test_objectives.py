@@ -8,6 +8,7 @@ from torch import Tensor
 
 from constrained_diffusion import objectives
 from constrained_diffusion.objectives import Constraint, Feasibility, Reward, RewardAtLeast
+from constrained_diffusion.objectives import registry as registry_module
 
 
 class Ball(Constraint):
@@ -42,8 +43,8 @@ class WholeStep(Constraint):
 @pytest.fixture
 def registry(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     """A copy of the registry, so that tests leave nothing behind."""
-    copy = dict(objectives._REGISTRY)
-    monkeypatch.setattr(objectives, "_REGISTRY", copy)
+    copy = dict(registry_module._REGISTRY)
+    monkeypatch.setattr(registry_module, "_REGISTRY", copy)
     return copy
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from constrained_diffusion.callbacks import Overlays, Report
@@ -16,6 +16,7 @@ from constrained_diffusion.domains.mazes.drawing import plan_overlays
 from constrained_diffusion.domains.mazes.layout import Maze
 from constrained_diffusion.domains.mazes.plans import points
 from constrained_diffusion.evaluation import Evaluation
+from constrained_diffusion.fine_tuning.steering import Steering
 from constrained_diffusion.objectives import Constraint
 from constrained_diffusion.reports.overlays import overlays_section
 
@@ -60,7 +61,7 @@ class Planner(LightningModule):
     def __init__(self, evaluation: Evaluation | None, constrained: bool = True) -> None:
         super().__init__()
         self.evaluation = evaluation
-        self.constraints = nn.ModuleList([Still()] if constrained else [])
+        self.steering = Steering([Still()] if constrained else [])
         self.calls: list[tuple[list[int], str]] = []
 
     def sample(self, seeds: Any, weights: str = "ema") -> Tensor:

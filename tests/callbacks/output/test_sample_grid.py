@@ -21,6 +21,7 @@ from constrained_diffusion.callbacks.output.sample_grid import (
     draw_grid,
 )
 from constrained_diffusion.evaluation import Evaluation
+from constrained_diffusion.fine_tuning.steering import Steering
 from constrained_diffusion.objectives import Constraint
 from constrained_diffusion.runtime.randomness import keyed_normal
 
@@ -60,7 +61,7 @@ class Painter(LightningModule):
     def __init__(self, shape=(1, 8, 9), constraints=(), evaluation=None):
         super().__init__()
         self.shape, self.evaluation = shape, evaluation
-        self.constraints = nn.ModuleList(constraints)
+        self.steering = Steering(constraints)
         self.level = nn.Parameter(torch.tensor(0.1))
         self.calls = []
 

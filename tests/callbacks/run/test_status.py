@@ -207,9 +207,9 @@ def test_a_resumed_fit_goes_on_counting() -> None:
 
 def test_the_settings_behind_the_verdict_are_recorded(scripted: Any, tiny_data: Any, fit: Any, tmp_path: Path) -> None:
     module = scripted([(3.0, GOOD)])
-    module.stop_below.fill_(0.25)
+    module.steering.stop_below.fill_(0.25)
     fit(module, tiny_data(), [FitStatus()], max_epochs=1)
-    name = module.constraint_names[0]
+    name = module.steering.names[0]
     assert status(tmp_path)["max_violation_rate"] == module.max_violation_rate
     assert status(tmp_path)["stop_below"] == {name: 0.25}
     assert status(tmp_path)["values"][f"val/violation_rate/{name}"] == 0.0
