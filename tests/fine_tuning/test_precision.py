@@ -13,7 +13,8 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 
 from constrained_diffusion.callbacks import DivergedError, DualAscent, FitStatus, PenaltyScheduler
-from constrained_diffusion.fine_tuning.module import STEERING, ConstrainedDiffusion
+from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
+from constrained_diffusion.fine_tuning.steering import COEFFICIENTS
 from constrained_diffusion.objectives import Constraint
 
 STEPS = 6
@@ -136,7 +137,7 @@ def test_constraints_and_their_coefficients_are_never_in_half_precision(run: Any
     assert network == {"bf16-true": torch.bfloat16, "16-true": torch.float16}.get(precision, exact)
     assert module.steering.constraints[0].seen == {exact}
     assert {step[name].dtype for step in watch.steps for name in ("penalty", "slack")} == {exact}
-    assert {getattr(module, name).dtype for name in STEERING} == {exact}
+    assert {getattr(module.steering, name).dtype for name in COEFFICIENTS} == {exact}
     assert module.denoiser.noise_schedule.alphas_cumprod.dtype == exact
     assert float(module.steering.penalty_coefficient) == pytest.approx(0.3 * 1.5**3, rel=1e-6)  # bfloat16 has 1.016
 
