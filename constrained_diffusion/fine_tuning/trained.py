@@ -52,6 +52,10 @@ class TrainedModule(LightningModule, ABC):
         """Start the clock."""
         self._started = time.monotonic()
 
+    def on_fit_end(self) -> None:
+        """Stop the clock."""
+        self._earlier_seconds, self._started = self.seconds, 0.0
+
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """Step, and say in `step_skipped` where it was none.
 

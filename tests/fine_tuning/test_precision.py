@@ -122,7 +122,7 @@ def test_gradients_and_trajectories_agree_with_single_precision(run: Any, precis
         for name in ("loss", "penalty", "slack"):
             assert error(step[name], other[name]) < OVER_STEPS * bound, name
     for network in ("ema", "denoiser.network"):
-        weights = [flat(each.module.get_submodule(network)) for each in (found, expected)]
+        weights = [flat(each.module.networks.get_submodule(network)) for each in (found, expected)]
         assert error(*weights) < OVER_STEPS * bound
         assert error(expected.start, weights[1]) > 2 * error(*weights)  # they moved much further than they differ
     assert len(found.watch.steps) == STEPS

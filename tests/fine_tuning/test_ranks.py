@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import runpy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from constrained_diffusion.callbacks.controllers.base import ConstraintCallback
+from constrained_diffusion.fine_tuning.steering import Steering
 
 PROGRAM = Path(__file__).with_name("fit_ranks.py")
 SMALL = runpy.run_path(str(PROGRAM))
-CASES = SMALL["CASES"]
+CASES, TooBright = SMALL["CASES"], SMALL["TooBright"]
 Found = dict[str, Any]
 
 
@@ -136,6 +138,7 @@ def test_a_micro_batch_weighs_as_many_rows_as_it_has() -> None:
         global_step = 0
 
     callback, trainer = Noted(), Step()
+    module = SimpleNamespace(steering=Steering([TooBright(), TooBright()]))
     for penalty, rows, trainer.global_step in (
         ([1.0, 0.0], 3, 0),
         ([5.0, 8.0], 1, 1),
@@ -143,5 +146,5 @@ def test_a_micro_batch_weighs_as_many_rows_as_it_has() -> None:
         ([9.0, 9.0], 0, 2),
     ):
         outputs = {"penalty": torch.tensor(penalty), "slack": torch.zeros(2), "penalty_rows": torch.tensor(float(rows))}
-        callback.on_train_batch_end(trainer, None, outputs, None, 0)  # type: ignore[arg-type]
+        callback.on_train_batch_end(trainer, module, outputs, None, 0)  # type: ignore[arg-type]
     assert callback.seen == [[2.0, 2.0], [2.0, 4.0]]

@@ -151,11 +151,11 @@ class FinePrint(Constraint):
 
 def test_g_counts_in_full_precision() -> None:
     model = module()
-    model.constraints = torch.nn.ModuleList([FinePrint()])
+    model.steering.constraints[0] = FinePrint()
     with torch.autocast("cpu", torch.bfloat16):
         rounded = FinePrint()(torch.zeros(2, 1, 8, 8))
         assert bool((rounded > 0).all())  # what a verdict in half precision would be
-        assert model.feasible(torch.zeros(2, 1, 8, 8)).tolist() == [1, 1]
+        assert model.steering.feasible(torch.zeros(2, 1, 8, 8)).tolist() == [1, 1]
         assert model.predict_step(torch.arange(2), 0).draws.tolist() == [1, 1]
 
 

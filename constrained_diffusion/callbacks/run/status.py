@@ -44,7 +44,7 @@ class FitStatus(Callback):
         self._step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if getattr(pl_module, "constraint_names", []) and (way_on := _too_short(trainer)):
+        if _names(pl_module) and (way_on := _too_short(trainer)):
             rank_zero_info(f"this fit has no validation and so no verdict: {way_on}.")
         self._step = trainer.global_step
         self._unread.clear()
@@ -111,7 +111,7 @@ class FitStatus(Callback):
                 self.best = self.last
 
     def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
-        if not getattr(getattr(pl_module, "steering", None), "names", []):
+        if not _names(pl_module):
             return
         status = "feasible" if self.best else "infeasible"
         values, told = self.best or self.last, settings(pl_module)
@@ -163,6 +163,11 @@ def sentence(
     found = [f"{table.subject(declared)} {judged}"] if judged else []
     lines.append("By the judge: " + "; ".join([*found, f"cost: {describe(values, declared)}"]) + ".")
     return "\n".join(lines)
+
+
+def _names(module: Any) -> list[str]:
+    """Return the names of a module's constraints; a module of another kind has none."""
+    return getattr(getattr(module, "steering", None), "names", [])
 
 
 def _too_short(trainer: Trainer) -> str:
