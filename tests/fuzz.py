@@ -117,7 +117,7 @@ def kinds(top: Path) -> dict[str, Kind]:
         file.parent.mkdir(parents=True, exist_ok=True)
         found[name] = Kind(file, read, mutate)
 
-    state = {f"ema.{key}": value for key, value in denoiser.network.state_dict().items()}
+    state = {f"networks.ema.{key}": value for key, value in denoiser.network.state_dict().items()}
     checkpoint = {"state_dict": state, "denoiser": denoiser_config(denoiser), "global_step": 3}
     for name, mutate, settings in (
         ("checkpoint", mutated, {}),

@@ -7,6 +7,7 @@ diffusers' own networks. Weights are taken strictly: a missing, left-over or mis
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ __all__ = ["PretrainedDenoiser", "build", "denoiser_config", "find", "load"]
 
 CONFIG_NAME = "constrained_diffusion.json"  #: what diffusers' own files do not hold: units, shape, foreign schedules
 WEIGHTS_NAME = "model.safetensors"  #: the weights of an exported network that is not diffusers'
+TRAINED, EMA = "networks.denoiser.network.", "networks.ema."  #: what names in a fit's checkpoint begin with
 METADATA_KEY = "constrained_diffusion"  #: the config in a safetensors file's metadata
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -158,13 +160,23 @@ def _diffusers_network(folder: Path) -> nn.Module:
     return assembled
 
 
+def check_layout(state: Mapping[str, Any]) -> None:
+    """Raise ValueError where the state of a fit's checkpoint has the names of an earlier version."""
+    if any(name.startswith("ema.") for name in state):
+        raise ValueError(
+            "the checkpoint was written by an earlier version of this package, which named its tensors otherwise; fit "
+            "again, or go on from the weights that its run exported (export/), which are read as before."
+        )
+
+
 def _from_checkpoint(path: Path, network: nn.Module | None, schedule: NoiseSchedule | None) -> Parts:
     try:
         checkpoint = untrusted.read_checkpoint(path, "state_dict")
     except ValueError as error:
         raise _foreign(path, error) from error
     state = checkpoint["state_dict"]
-    prefix = "ema." if any(key.startswith("ema.") for key in state) else "denoiser.network."
+    check_layout(state)
+    prefix = EMA if any(key.startswith(EMA) for key in state) else TRAINED
     weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     if not weights:
         raise _foreign(path, "it holds no denoiser")

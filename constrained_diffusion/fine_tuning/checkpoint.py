@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
+from constrained_diffusion.denoisers.loading import EMA, check_layout
 from constrained_diffusion.runtime import untrusted
 
 #: State that checkpoints leave out: judges and classifiers are named in the config and come from their own files.
 ELSEWHERE = ("evaluation.", "loss.steering.constraints.", "guide.")
-EMA = "networks.ema."  #: what the names of the EMA weights begin with
 
 
 def own_state(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -23,11 +23,7 @@ def own_state(state: Mapping[str, Any]) -> dict[str, Any]:
 def check_state(checkpoint: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     """Raise ValueError where `checkpoint` is not of a model whose state is `own`, or of an earlier layout."""
     state = checkpoint["state_dict"]
-    if any(name.startswith("ema.") for name in state) and not any(name.startswith(EMA) for name in state):
-        raise ValueError(
-            "the checkpoint was written by an earlier version of this package, which named its tensors otherwise; fit "
-            "again, or go on from the weights that its run exported (export/), which are read as before."
-        )
+    check_layout(state)
     kept = own_state(own)
     wrong = [k for k, v in kept.items() if k not in state or state[k].shape != v.shape]
     wrong += [k for k in state if k not in kept]

@@ -124,7 +124,8 @@ def test_a_resumed_fit_ends_where_an_uninterrupted_one_does(runs: dict[int, Path
     assert all(torch.equal(value, whole["state_dict"][name]) for name, value in resumed["state_dict"].items())
     exported = [load_file(runs[n] / "export" / "unet" / "diffusion_pytorch_model.safetensors") for n in (2, 3)]
     assert all(torch.equal(value, exported[1][name]) for name, value in exported[0].items())  # not that of epoch 2
-    ema = {name.removeprefix("ema."): value for name, value in whole["state_dict"].items() if name.startswith("ema.")}
+    state, prefix = whole["state_dict"], "networks.ema."
+    ema = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     assert all(torch.equal(value, ema[name]) for name, value in exported[1].items())
 
 
@@ -187,4 +188,6 @@ def test_diffusers_opens_the_export_and_samples_as_predict_does(runs: dict[int, 
     images = pipeline(batch_size=2, generator=generator, num_inference_steps=3, output_type="np").images
     assert images.shape == (2, 28, 28, 1)
     trained = torch.load(runs[1] / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-    assert all(torch.equal(value, trained[f"ema.{name}"]) for name, value in pipeline.unet.state_dict().items())
+    assert all(
+        torch.equal(value, trained[f"networks.ema.{name}"]) for name, value in pipeline.unet.state_dict().items()
+    )

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from constrained_diffusion.cli import command, runs
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 QUIET = "--trainer.enable_progress_bar=false"
 
 
@@ -76,7 +76,7 @@ def refused(place: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., str
     def run(*words: str, config: str = "tiny.yaml") -> str:
         before = everything(place.parent)
         with pytest.raises(SystemExit) as stop:
-            command.main([*words, "--config", config, QUIET])
+            command.main([words[0], "--config", config, *words[1:], QUIET])
         said = capfd.readouterr().err.splitlines()
         assert stop.value.code == 2
         assert everything(place.parent) == before
@@ -142,7 +142,7 @@ def test_a_checkpoint_that_is_cut_or_flipped(refused: Callable[..., str]) -> Non
         LAST.write_bytes(content[:kept])
         assert "cannot be read: it is truncated" in refused("fit", "--ckpt_path=last")
     LAST.write_bytes(content)
-    weight = torch.load(LAST, weights_only=True)["state_dict"]["ema.conv_in.weight"]
+    weight = torch.load(LAST, weights_only=True)["state_dict"]["networks.ema.conv_in.weight"]
     flipped = bytearray(content)
     flipped[content.index(weight.numpy().tobytes()) + 5] ^= 1  # between the entries of the archive lies padding
     LAST.write_bytes(flipped)
@@ -163,7 +163,7 @@ def test_a_checkpoint_that_is_cut_or_flipped(refused: Callable[..., str]) -> Non
         {"pytorch-lightning_version": "nonsense"},
         {"global_step": "3"},
         {"epoch": None},
-        {"state_dict": {"denoiser.network.conv_in.weight": 3}},
+        {"state_dict": {"networks.denoiser.network.conv_in.weight": 3}},
     ],
 )
 def test_a_whole_checkpoint_whose_content_is_wrong(refused: Callable[..., str], values: dict[str, Any]) -> None:

@@ -155,8 +155,10 @@ def test_ranks_that_share_out_the_weights_write_what_one_process_reads(
     exported, last = run / "export", torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["global_step"] == 2
     weights = load_file(exported / "unet" / "diffusion_pytorch_model.safetensors")
-    assert weights.keys() == {key.removeprefix("ema.") for key in last["state_dict"] if key.startswith("ema.")}
-    assert all(torch.equal(value, last["state_dict"][f"ema.{key}"]) for key, value in weights.items())
+    assert weights.keys() == {
+        key.removeprefix("networks.ema.") for key in last["state_dict"] if key.startswith("networks.ema.")
+    }
+    assert all(torch.equal(value, last["state_dict"][f"networks.ema.{key}"]) for key, value in weights.items())
 
 
 @pytest.mark.slow

@@ -45,8 +45,8 @@ def reference(unet: Any, answers: Any) -> Any:
 def checkpoint(tmp_path: Path, unet: Any) -> Path:
     """What the LightningModule writes: raw weights of seed 1, EMA weights of seed 0."""
     raw = Denoiser(unet(1), DiffusersSchedule(SCHEDULE))
-    state = {f"denoiser.{key}": value for key, value in raw.state_dict().items()}
-    state |= {f"ema.{key}": value for key, value in unet(0).state_dict().items()}
+    state = {f"networks.denoiser.{key}": value for key, value in raw.state_dict().items()}
+    state |= {f"networks.ema.{key}": value for key, value in unet(0).state_dict().items()}
     torch.save({"state_dict": state, "denoiser": denoiser_config(raw), "epoch": 3}, tmp_path / "last.ckpt")
     return tmp_path / "last.ckpt"
 
@@ -188,15 +188,23 @@ def test_a_checkpoint_gives_its_ema_weights(checkpoint: Path, reference: Any, an
 
 def test_a_checkpoint_without_ema_gives_the_raw_weights(checkpoint: Path, unet: Any, answers: Any) -> None:
     content = torch.load(checkpoint, weights_only=True)
-    content["state_dict"] = {key: v for key, v in content["state_dict"].items() if not key.startswith("ema.")}
+    content["state_dict"] = {key: v for key, v in content["state_dict"].items() if not key.startswith("networks.ema.")}
     torch.save(content, checkpoint)
     expected = answers(Denoiser(unet(1), DiffusersSchedule(SCHEDULE)))
     assert torch.equal(answers(PretrainedDenoiser(str(checkpoint))), expected)
 
 
+def test_a_checkpoint_of_an_earlier_layout_gets_one_sentence(checkpoint: Path) -> None:
+    content = torch.load(checkpoint, weights_only=True)
+    content["state_dict"] = {key.removeprefix("networks."): value for key, value in content["state_dict"].items()}
+    torch.save(content, checkpoint)
+    with pytest.raises(ValueError, match="written by an earlier version of this package.*export/"):
+        PretrainedDenoiser(str(checkpoint))
+
+
 def test_a_checkpoint_of_a_foreign_network(tmp_path: Path, tiny_denoiser: Any, answers: Any) -> None:
     denoiser = tiny_denoiser(seed=3)
-    state = {f"ema.{key}": value for key, value in denoiser.network.state_dict().items()}
+    state = {f"networks.ema.{key}": value for key, value in denoiser.network.state_dict().items()}
     torch.save({"state_dict": state, "denoiser": denoiser_config(denoiser)}, tmp_path / "tiny.ckpt")
     with pytest.raises(ValueError, match=r"how to make its network \(TinyNetwork\): give the network"):
         PretrainedDenoiser(str(tmp_path / "tiny.ckpt"))
