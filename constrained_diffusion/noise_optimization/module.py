@@ -84,7 +84,10 @@ class DirectNoiseOptimization(LightningModule):
 
     def setup(self, stage: str) -> None:
         if not isinstance(self.model, TextToImage):  # what a decoder makes has a shape that the first call shows
-            for part in (self.reward, *self.constraints):
+            self.model.check_data(self.model.sample_shape)
+            parts: list[Objective] = [*self.constraints, self.reward]  # the user's own first, under its own name
+            for part in parts:
+                part.check_data(self.model.sample_shape)
                 check_objective(part, self.model.sample_shape)
         estimator, data = self.optimizer.estimator, getattr(self.trainer, "datamodule", None)
         if not (isinstance(estimator, Perturbed) and estimator.shard and self.trainer.world_size > 1):
