@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
 from constrained_diffusion.diffusion.normalizer import Normalizer
 from constrained_diffusion.diffusion.prediction import Prediction
+from constrained_diffusion.runtime.probing import undisturbed
 
 
 class Denoiser(nn.Module):
@@ -50,6 +52,10 @@ class Denoiser(nn.Module):
         """Return the output of `network`, a module of the same kind as ours: its EMA, or a frozen copy.
 
         It is called in the precision of its weights; what is returned has that of `noisy`.
+
+        Raises:
+            TypeError: it returns no tensor of floats, and no object with one as `.sample`.
+            ValueError: what it returns has another shape than `noisy`, to which it would be broadcast.
         """
         given = noisy.to(next((p.dtype for p in network.parameters() if p.is_floating_point()), noisy.dtype))
         if condition is None:
@@ -58,8 +64,8 @@ class Denoiser(nn.Module):
             result = network(given, timesteps, **{self._condition_name: condition})
         else:
             result = network(given, timesteps, condition)
-        output: Tensor = result if isinstance(result, Tensor) else result.sample
-        return output.to(noisy.dtype)  # under autocast the network may answer in half precision
+        # under autocast the network may answer in half precision
+        return checked_output(network, result, noisy).to(noisy.dtype)
 
     def predict(
         self, noisy: Tensor, timesteps: Tensor, condition: Tensor | None = None, network: nn.Module | None = None
@@ -74,14 +80,41 @@ class Denoiser(nn.Module):
         clean = self.normalizer.clamp(schedule.to_clean(output, noisy, timesteps))
         return Prediction(output, schedule.to_noise(output, noisy, timesteps), clean)
 
-    @torch.no_grad()
     def check_data(self, shape: tuple[int, ...]) -> None:
-        """Raise ValueError if samples of `shape` (without batch) do not fit the network."""
+        """Raise ValueError or TypeError if samples of `shape` (without batch) do not fit the network.
+
+        It is tried on two rows of zeros; random numbers and the network's mode stay as they were.
+        """
         if tuple(shape) != self.sample_shape:
             raise ValueError(
                 f"the denoiser expects samples of shape {self.sample_shape} (channels, height, width), but the data "
                 f"has {tuple(shape)}; resize the data, or choose a model that was trained on data of that shape."
             )
+        weight = next((p for p in self.network.parameters() if p.is_floating_point()), torch.empty(0))
+        noisy = torch.zeros(2, *shape, device=weight.device, dtype=weight.dtype)
+        with undisturbed(self.network, weight.device):
+            try:
+                result = self.network(noisy, torch.zeros(2, dtype=torch.long, device=weight.device))
+            except Exception:  # it may want a condition, or a time per token, of a batch: the first call tells
+                return
+        checked_output(self.network, result, noisy)
+
+
+def checked_output(network: nn.Module, result: Any, noisy: Tensor) -> Tensor:
+    """Return the tensor in what `network` returned for `noisy` `(B, *shape)`; raises as `Denoiser.call`."""
+    name, output = type(network).__name__, result if isinstance(result, Tensor) else getattr(result, "sample", None)
+    if not isinstance(output, Tensor) or not output.is_floating_point():
+        got = f"a tensor of {output.dtype}" if isinstance(output, Tensor) else f"a {type(result).__name__}"
+        raise TypeError(
+            f"{name} must return a tensor of floats, or an object with one as .sample, but returned {got}; wrap it in "
+            "a module whose forward returns that tensor."
+        )
+    if output.shape != noisy.shape:
+        raise ValueError(
+            f"{name} must return the shape of its input, {tuple(noisy.shape)}, but returned {tuple(output.shape)}; "
+            "check its number of output channels and its padding."
+        )
+    return output
 
 
 def _shape_from_config(network: nn.Module) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from constrained_diffusion.constraint_rates import judges_samples, unique_names
 from constrained_diffusion.fine_tuning.penalty import quadratic_penalty, violation
-from constrained_diffusion.objectives import Constraint, StepRecord
+from constrained_diffusion.objectives import Constraint, StepRecord, check_built, check_objective, measure_constraint
 from constrained_diffusion.runtime.precision import Float32ModuleList, keep_float32, to_float32
 
 COEFFICIENTS = ("penalty_coefficient", "stop_below", "multiplier", "augmentation")
@@ -41,6 +41,8 @@ class Steering(nn.Module):
 
     def __init__(self, constraints: Sequence[Constraint] = ()) -> None:
         super().__init__()
+        for constraint in constraints:
+            check_built(constraint)
         self.constraints = Float32ModuleList(constraints)
         self.names = unique_names(constraints)
         self.in_expectation = [constraint.in_expectation for constraint in constraints]  #: which limit a mean
@@ -61,7 +63,7 @@ class Steering(nn.Module):
         clean, tolerance = to_float32(record.predicted_clean), constraint.tolerance
         if not len(clean):  # one rank's part of a batch may be above T_phi; not every constraint takes an empty batch
             return RowViolations(clean.new_zeros(0), clean.new_zeros(0), clean.new_zeros(0, dtype=torch.bool))
-        values = constraint(record if constraint.needs_step_record else clean).reshape(len(clean), -1)
+        values = measure_constraint(constraint, record if constraint.needs_step_record else clean)
         excess, violating = (values - tolerance).amax(1), (violation(values, tolerance) > 0).any(1)
         return RowViolations(quadratic_penalty(values, tolerance).sum(1), excess, violating)
 
@@ -79,7 +81,10 @@ class Steering(nn.Module):
         return result
 
     def check(self, stage: str, shape: tuple[int, ...]) -> None:
-        """Raise ValueError where a constraint cannot take samples of `shape`, or a fit lacks its gradient."""
+        """Raise ValueError where a constraint cannot take samples of `shape`, or a fit lacks its gradient.
+
+        A constraint is tried on a few samples; what it returns is checked as in `check_objective`.
+        """
         for constraint in self.constraints:
             constraint.check_data(shape)  # type: ignore[operator]
             if stage == "fit" and not constraint.differentiable:
@@ -88,3 +93,4 @@ class Steering(nn.Module):
                     "differentiable; optimise the noise instead (`lightning predict` with noise optimisation takes "
                     "black-box objectives), or give a differentiable surrogate."
                 )
+            check_objective(constraint, shape)  # type: ignore[arg-type]

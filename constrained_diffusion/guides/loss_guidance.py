@@ -8,7 +8,7 @@ from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.diffusion.prediction import Predict
 from constrained_diffusion.guides.base import Guide
 from constrained_diffusion.noise_optimization.baselines import loss_guided
-from constrained_diffusion.objectives import Constraint, Feasibility, Objective
+from constrained_diffusion.objectives import Constraint, Feasibility, Objective, measure_constraint, measure_reward
 
 
 class LossGuidance(Guide):
@@ -43,11 +43,10 @@ class LossGuidance(Guide):
         def reward(sample: Tensor) -> Tensor:
             clean = denoiser.normalizer.denormalize(sample)
             if isinstance(self.objective, Constraint) and self.squared:
-                excess = self.objective(clean).reshape(len(clean), -1) - self.objective.tolerance
+                excess = measure_constraint(self.objective, clean) - self.objective.tolerance
                 squares: Tensor = excess.clamp(min=0).square().sum(1)
                 return -squares
             objective = Feasibility(self.objective) if isinstance(self.objective, Constraint) else self.objective
-            values: Tensor = objective(clean)
-            return values
+            return measure_reward(objective, clean)
 
         return loss_guided(predict, denoiser.noise_schedule, reward, self.scale, self.samples)

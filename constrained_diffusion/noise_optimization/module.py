@@ -23,7 +23,15 @@ from constrained_diffusion.noise_optimization.mapping import NoiseToSample
 from constrained_diffusion.noise_optimization.memory import MemoryBudget, Predict
 from constrained_diffusion.noise_optimization.optimizer import NoiseOptimizer, Run
 from constrained_diffusion.noise_optimization.orders import check_size
-from constrained_diffusion.objectives import Constraint, Feasibility, Objective, Reward
+from constrained_diffusion.objectives import (
+    Constraint,
+    Feasibility,
+    Objective,
+    Reward,
+    check_built,
+    check_objective,
+    measure_reward,
+)
 
 
 class DirectNoiseOptimization(LightningModule):
@@ -75,6 +83,12 @@ class DirectNoiseOptimization(LightningModule):
         check_size(self.mapping.slices * math.prod(model.sample_shape), self.optimizer.k)  # before a run has a folder
 
     def setup(self, stage: str) -> None:
+        if not isinstance(self.model, TextToImage):  # what a decoder makes has a shape that the first call shows
+            self.model.check_data(self.model.sample_shape)
+            parts: list[Objective] = [*self.constraints, self.reward]  # the user's own first, under its own name
+            for part in parts:
+                part.check_data(self.model.sample_shape)
+                check_objective(part, self.model.sample_shape)
         estimator, data = self.optimizer.estimator, getattr(self.trainer, "datamodule", None)
         if not (isinstance(estimator, Perturbed) and estimator.shard and self.trainer.world_size > 1):
             return
@@ -171,12 +185,16 @@ class _Rated:
         self.reward, self.__name__ = reward, name
 
     def __call__(self, clean: Tensor, prompts: list[Any]) -> Tensor:
-        values: Tensor = self.reward(clean, prompts) if self.reward.needs_prompts else self.reward(clean)
-        return values
+        return measure_reward(self.reward, clean, prompts)
 
 
 def as_reward(objective: Objective) -> Reward:
-    """Return a reward: itself, or the feasibility of a constraint."""
+    """Return a reward: itself, or the feasibility of a constraint.
+
+    Raises:
+        TypeError: its constructor does not call that of its base.
+    """
+    check_built(objective)
     return Feasibility(objective) if isinstance(objective, Constraint) else objective
 
 

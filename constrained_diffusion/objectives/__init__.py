@@ -2,7 +2,9 @@
 
 from constrained_diffusion.objectives.base import Constraint, Reward, StepRecord
 from constrained_diffusion.objectives.converters import Feasibility, RewardAtLeast, WeightedSum
+from constrained_diffusion.objectives.measure import measure_constraint, measure_reward
 from constrained_diffusion.objectives.registry import Objective, available, get, register
+from constrained_diffusion.objectives.trial import check_built, check_objective
 
 __all__ = [
     "Constraint",
@@ -13,6 +15,10 @@ __all__ = [
     "StepRecord",
     "WeightedSum",
     "available",
+    "check_built",
+    "check_objective",
     "get",
+    "measure_constraint",
+    "measure_reward",
     "register",
 ]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from constrained_diffusion.objectives.measure import measure_constraint
 from constrained_diffusion.runtime.precision import to_float32, without_autocast
 
 
@@ -66,10 +67,14 @@ class Constraint(nn.Module, ABC):
 
     @torch.no_grad()
     def holds(self, clean: Tensor) -> Tensor:
-        """Return whether each of `clean` `(B, *shape)` satisfies the constraint, `(B,)`, bool; g must be a number."""
+        """Return whether each of `clean` `(B, *shape)` satisfies the constraint, `(B,)`, bool; g must be a number.
+
+        Raises:
+            TypeError, ValueError: as `measure_constraint`.
+        """
         clean = to_float32(clean)
         with without_autocast(clean):  # under autocast a classifier would round its verdict
-            values: Tensor = self(clean).reshape(len(clean), -1)
+            values = measure_constraint(self, clean)
         return (values <= self.tolerance + self.margin).all(1)
 
 

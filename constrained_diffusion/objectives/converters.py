@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from constrained_diffusion.objectives.base import Constraint, Reward
+from constrained_diffusion.objectives.measure import measure_constraint, measure_reward
 from constrained_diffusion.objectives.registry import register
 
 
@@ -41,8 +42,7 @@ class RewardAtLeast(Constraint):
 
     def forward(self, clean: Tensor) -> Tensor:
         """Return `threshold - reward(clean)`, shape `(B,)`."""
-        reward: Tensor = self.reward(clean)
-        return self.threshold - reward
+        return self.threshold - measure_reward(self.reward, clean)
 
 
 @register()
@@ -68,7 +68,7 @@ class Feasibility(Reward):
 
     def forward(self, clean: Tensor) -> Tensor:
         """Return `-max_k relu(g_k(clean) - tolerance)`, shape `(B,)`, values <= 0."""
-        values = self.constraint(clean).reshape(len(clean), -1)
+        values = measure_constraint(self.constraint, clean)
         return -torch.relu(values - self.constraint.tolerance).amax(dim=1)
 
 
@@ -118,6 +118,5 @@ class WeightedSum(Reward):
         """
         total = clean.new_zeros(len(clean))
         for reward, weight in zip(self.rewards, self.weights, strict=True):
-            values: Tensor = reward(clean, prompts) if reward.needs_prompts else reward(clean)
-            total = total + weight * values
+            total = total + weight * measure_reward(reward, clean, prompts)  # type: ignore[arg-type]
         return total

@@ -141,3 +141,54 @@ def test_oblong_samples_are_read_from_the_config(unet: Any) -> None:
 def test_a_shape_must_come_from_somewhere() -> None:
     with pytest.raises(ValueError, match=r"sample_shape must be given for a Tokens: .* \(1, 28, 28\)"):
         Denoiser(Tokens(), schedule())
+
+
+class Wrong(nn.Module):
+    """Returns what it was told to."""
+
+    def __init__(self, returned: Any) -> None:
+        super().__init__()
+        self.returned, self.norm = returned, nn.BatchNorm2d(3)
+
+    def forward(self, noisy: Tensor, timesteps: Tensor) -> Any:
+        return self.returned(self.norm(noisy))
+
+
+@pytest.mark.parametrize(
+    ("returned", "error", "told"),
+    [
+        (lambda x: x[:, :1], ValueError, r"shape of its input, \(2, 3, 4, 4\), but returned \(2, 1, 4, 4\)"),
+        (lambda x: x[:1], ValueError, r"but returned \(1, 3, 4, 4\)"),
+        (lambda x: (x,), TypeError, "but returned a tuple; wrap it in a module"),
+        (lambda x: {"sample": x}, TypeError, "but returned a dict"),
+        (lambda x: SimpleNamespace(output=x), TypeError, "but returned a SimpleNamespace"),
+        (lambda x: x > 0, TypeError, "but returned a tensor of torch.bool"),
+    ],
+)
+def test_what_would_be_broadcast_or_is_no_tensor_is_refused(returned: Any, error: Any, told: str) -> None:
+    denoiser = Denoiser(Wrong(returned), NoiseSchedule(torch.linspace(0.99, 0.1, 10)), sample_shape=(3, 4, 4))
+    for call in (
+        lambda: denoiser.check_data((3, 4, 4)),
+        lambda: denoiser.predict(torch.rand(2, 3, 4, 4), torch.tensor([1, 2])),
+    ):
+        with pytest.raises(error, match=f"^Wrong must return .*{told}"):
+            call()
+
+
+def test_a_trial_of_the_network_leaves_no_trace() -> None:
+    denoiser = Denoiser(
+        Wrong(lambda x: x + torch.rand(1)), NoiseSchedule(torch.linspace(0.99, 0.1, 10)), sample_shape=(3, 4, 4)
+    )
+    before, random = {key: value.clone() for key, value in denoiser.state_dict().items()}, torch.get_rng_state()
+    denoiser.check_data((3, 4, 4))
+    assert torch.equal(torch.get_rng_state(), random)
+    assert denoiser.network.norm.training
+    assert all(torch.equal(value, before[key]) for key, value in denoiser.state_dict().items())
+
+
+def test_a_network_that_wants_a_condition_is_not_tried() -> None:
+    class Conditional(nn.Module):
+        def forward(self, noisy: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
+            return noisy + condition
+
+    Denoiser(Conditional(), NoiseSchedule(torch.linspace(0.99, 0.1, 10)), sample_shape=(2,)).check_data((2,))

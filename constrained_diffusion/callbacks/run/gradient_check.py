@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from constrained_diffusion.objectives import measure_constraint
 from constrained_diffusion.runtime.precision import to_float32, without_autocast
 
 LOOKS = 10  #: batches
@@ -49,7 +50,7 @@ def violating_and_moved(constraint: Any, clean: Tensor) -> tuple[int, int]:
     """Return how many rows of `clean` `(B, *shape)` violate the constraint, and in how many of these dg/dx is not 0."""
     clean = to_float32(clean).detach().clone().requires_grad_()
     with without_autocast(clean):
-        values = constraint(clean).reshape(len(clean), -1)
+        values = measure_constraint(constraint, clean)
     excess = torch.relu(values - constraint.tolerance)
     violating = (excess > 0).any(1)
     if not excess.requires_grad:

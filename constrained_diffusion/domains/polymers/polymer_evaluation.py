@@ -21,7 +21,7 @@ from constrained_diffusion.domains.polymers.spelling import along_backbone
 from constrained_diffusion.domains.polymers.unit_metrics import clean_samples, polymer_figures
 from constrained_diffusion.domains.polymers.vocabulary import Vocabulary
 from constrained_diffusion.evaluation import Evaluation, Figure
-from constrained_diffusion.objectives import Constraint, Reward, RewardAtLeast
+from constrained_diffusion.objectives import Constraint, Reward, RewardAtLeast, measure_reward
 from constrained_diffusion.statistics import clopper_pearson_interval, clopper_pearson_upper
 
 REWARD_BIN, JUDGE_BIN = 0.25, 0.05  #: widths of the bins of distributions, in nats and in decades
@@ -199,7 +199,7 @@ class PolymerEvaluation(Evaluation):
             return None
         clean = self.coding.encode(vocabulary.encode(spelt, length))
         where = next(self.reward.parameters(), clean)
-        return float(self.reward(clean.to(where)).double().mean())
+        return float(measure_reward(self.reward, clean.to(where)).double().mean())
 
     def reset(self) -> None:
         """Forget all samples."""
