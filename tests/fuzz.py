@@ -219,7 +219,7 @@ def judged(kind: Kind) -> str:
     try:
         kind.read()
     except DOCUMENTED as error:
-        if not config_errors.sentence(str(error)):
+        if not config_errors.summarize(str(error)):
             raise AssertionError(f"an empty {type(error).__name__}") from error
         return "refused"
     return "accepted"

@@ -35,7 +35,7 @@ def rows(given: Any) -> Iterator[Row]:
             **QUIET,
         )
         constrained = module("algorithm1")
-        constrained.constraints[0].tolerance = -1.0  # never satisfied, so that nothing stops
+        constrained.steering.constraints[0].tolerance = -1.0  # never satisfied, so that nothing stops
         constrained.optimizer = partial(torch.optim.SGD, lr=1e-6)  # Adam reads its own counter, on the host
         what = f"host reads in a step, when_satisfied: {decision}"
         side = constrained.denoiser.sample_shape[-1]

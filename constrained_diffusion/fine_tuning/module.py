@@ -110,10 +110,10 @@ class ConstrainedDiffusion(TrainedModule):
         """The trained network with its schedule and units."""
         return self.networks.denoiser
 
-    def sample(self, seeds: Sequence[int], weights: Weights = "ema", **settings: Any) -> Tensor:
+    def sample(self, seeds: Sequence[int], weights: Weights = "ema", *how: Any, **settings: Any) -> Tensor:
         """Return one sample per seed in the trainer's precision; see `Evaluator.sample`."""
         with self._trainer.precision_plugin.forward_context() if self._trainer else nullcontext():
-            return self.evaluator.sample(seeds, weights, **settings)
+            return self.evaluator.sample(seeds, weights, *how, **settings)
 
     def configure_model(self) -> None:
         hooks.share_out(self.networks, self.trainer.strategy, self.trainer.state.fn == TrainerFn.FITTING)

@@ -83,7 +83,7 @@ def test_the_final_sentences_stand_whole(tmp_path: Path, tiny_config: str) -> No
     (tmp_path / "tiny.yaml").write_text(tiny_config)
     shown = in_terminal(tmp_path, "fit")
     verdict = (
-        r"(in)?feasible: [^;]* of the EMA samples violate \(upper 95 % bound [\d.]+%, [^)]*\); \d+ s; cost: [^;]*\."
+        r"(in)?feasible: [^;]* of the EMA samples violate by own g \(upper 95 % bound [\d.]+ %, [^)]*\); \d+ s\."
     )
     assert re.search(verdict, shown)
     assert re.search(r"the weights lie in \S+/runs/tiny/1/export", shown.replace(" " * 20, ""))

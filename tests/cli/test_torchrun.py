@@ -112,7 +112,7 @@ def test_last_goes_on_in_it(story: Story) -> None:
 
 def test_a_mistake_leaves_no_run(story: Story) -> None:
     assert story.mistaken.returncode != 0
-    assert "error: max_timestep (T_phi) must lie in 1 .. 100" in story.mistaken.stderr
+    assert "error: max_timestep (T_phi) must be in 1 .. 100" in story.mistaken.stderr
     wrong = story.root / "runs" / "wrong"  # the launcher may have ended the first rank before it could clear up
     assert not [path for path in wrong.rglob("*") if path.name in ("config.yaml", "latest")]
 

@@ -212,4 +212,4 @@ def test_filters_narrow_the_set_and_not_the_fit(attach: Attach) -> None:
     _, data = attach(filters=[NotTooDark()])
     assert torch.equal(data.data[0].clean, whole[bright])
     assert data.cache_file() == attach()[1].cache_file()  # what is drawn is the same
-    assert [type(constraint).__name__ for constraint in module.constraints] == ["TooBright"]
+    assert [type(constraint).__name__ for constraint in module.steering.constraints] == ["TooBright"]

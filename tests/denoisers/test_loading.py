@@ -248,9 +248,9 @@ def test_checkpoints_of_other_models_are_refused(checkpoint: Path, unet: Any) ->
     state = content["state_dict"]
     for wrong, message in [
         ({"classifier.weight": torch.zeros(3)}, "it holds no denoiser"),
-        ({**state, "ema.more": torch.zeros(3)}, r"0 are missing .* 1 are left over \(the first: more\)"),
-        ({k: v for k, v in state.items() if k != "ema.conv_in.bias"}, r"1 are missing .*conv_in.bias"),
-        ({**state, "ema.conv_in.bias": torch.zeros(3)}, r"1 have another shape"),
+        ({**state, "networks.ema.more": torch.zeros(3)}, r"0 are missing .* 1 are left over \(the first: more\)"),
+        ({k: v for k, v in state.items() if k != "networks.ema.conv_in.bias"}, r"1 are missing .*conv_in.bias"),
+        ({**state, "networks.ema.conv_in.bias": torch.zeros(3)}, r"1 have another shape"),
     ]:
         torch.save({**content, "state_dict": wrong}, checkpoint)
         with pytest.raises(ValueError, match=f"{BAD_WEIGHTS}: .*{message}"):
@@ -259,7 +259,7 @@ def test_checkpoints_of_other_models_are_refused(checkpoint: Path, unet: Any) ->
 
 def test_adapters_are_not_taken_for_weights(checkpoint: Path) -> None:
     content = torch.load(checkpoint, weights_only=True)
-    content["state_dict"]["ema.conv_in.lora_A.default.weight"] = torch.zeros(1)
+    content["state_dict"]["networks.ema.conv_in.lora_A.default.weight"] = torch.zeros(1)
     torch.save(content, checkpoint)
     with pytest.raises(ValueError, match="holds LoRA adapters, not whole weights: give the folder"):
         PretrainedDenoiser(str(checkpoint))
