@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,16 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from constrained_diffusion.runtime.files import disk_full
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its place, to the disk, and then renames it: a kill leaves the old one or the new one.
 
     Lightning's own writes to the system's folder for temporary files and moves from there, which is a copy wherever
     that folder is another file system. Paths with a scheme (`s3://..`) are left to Lightning.
+
+    A full disk leaves the old one, too; `save_checkpoint` then raises OSError with the checkpoint's name.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
@@ -24,8 +29,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         file = Path(path)
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_name(f"{file.name}.part")  # one name: what a kill leaves is overwritten by the next
-        with part.open("wb") as opened:
-            torch.save(checkpoint, opened)
-            opened.flush()
-            os.fsync(opened.fileno())
+        try:
+            with part.open("wb") as opened:
+                torch.save(checkpoint, opened)
+                opened.flush()
+                os.fsync(opened.fileno())  # before the rename: a power cut must not leave the new name with no content
+        except (OSError, RuntimeError) as error:  # torch wraps what a write says
+            if disk_full(error) is None:
+                raise
+            part.unlink(missing_ok=True)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file)) from error
         part.replace(file)
