@@ -54,6 +54,17 @@ def clopper_pearson_upper(successes: int, n: int, confidence: float = 0.95) -> f
     return (low + high) / 2
 
 
+def least_samples(allowed: float, confidence: float = 0.95) -> int | None:
+    """Return how few samples, none of them violating, bound the rate by `allowed`; None where no number does.
+
+    >>> least_samples(0.01), least_samples(1.0), least_samples(0.0)
+    (299, 1, None)
+    """
+    if allowed <= 0:
+        return None
+    return 1 if allowed >= 1 else math.ceil(math.log1p(-confidence) / math.log1p(-allowed))
+
+
 def clopper_pearson_lower(successes: int, n: int, confidence: float = 0.95) -> float:
     """Return the one-sided lower bound of a share, in [0, 1]; arguments and errors as for the upper one."""
     return 1.0 - clopper_pearson_upper(n - successes, n, confidence)

@@ -42,6 +42,7 @@ from constrained_diffusion.noise_optimization import gradients, regularizers
 from constrained_diffusion.noise_optimization.module import DirectNoiseOptimization
 from constrained_diffusion.reports import table
 from constrained_diffusion.runtime import cpu_precision, untrusted
+from constrained_diffusion.runtime.files import disk_full
 from constrained_diffusion.runtime.run_folder import RunFolder
 from constrained_diffusion.runtime.run_lock import locked
 
@@ -227,6 +228,8 @@ def main(args: list[str] | None = None) -> None:
         except (DivergedError, InfeasibleError) as error:
             sys.exit(_say(str(error), 1))
         except MISTAKES as error:
+            if full := disk_full(error):
+                sys.exit(_say(_no_space(full, progress), 1))
             surprising = progress.training and not isinstance(error, EXPECTED)
             if surprising or os.environ.get("CONSTRAINED_DIFFUSION_DEBUG"):
                 raise
@@ -248,6 +251,12 @@ def _told(error: Exception, progress: Progress) -> str:
         return config_errors.summarize(str(error))
     why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
     return f"the checkpoint is damaged, or of another version ({why}); take an earlier one."
+
+
+def _no_space(error: OSError, progress: Progress) -> str:
+    what = f"'{error.filename}'" if error.filename else "a file of the run"
+    on = "the same command with --ckpt_path last goes on" if progress.training else "run the command again"
+    return f"the disk is full: {what} could not be written; free some space, then {on}."
 
 
 def _modules(error: Exception) -> list[str]:

@@ -115,11 +115,15 @@ def _reworded(problem: Problem, found: Sequence[Problem]) -> str:
         types = [name for name in types if not name.startswith("dot import")]
         return f"expected {' or '.join(dict.fromkeys(types))}, got {_value(problem.value)}."
     if "No module named" in text or "has no attribute" in text:
+        if _exists(problem.owner):
+            return f"{name} cannot be built ({text}); mend its __init__, or what is given to it."
         return f"'{problem.owner}' cannot be imported ({text}); check the name, and that its package is installed."
     return text if text.endswith((".", ")")) else f"{text}."
 
 
 def _no_option(owner: str, given: str, known: Sequence[str]) -> str:
+    if given in known and owner != "the command":  # a base has it, but the class sets it
+        return f"{owner} sets '{given}' itself in its __init__; change it there, or make it an argument of {owner}."
     close = get_close_matches(given, known, n=1) or get_close_matches(given.split(".")[0], known, n=1)
     if close:
         return f"{owner} has no option '{given}'; did you mean '{close[0]}'?"
@@ -160,6 +164,13 @@ def arguments(cls: Any) -> list[str]:
 def _imported(path: str) -> Any:
     module, _, name = path.rpartition(".")
     return getattr(import_module(module), name, None) if module else None
+
+
+def _exists(path: str) -> bool:
+    try:
+        return _imported(path) is not None
+    except ImportError:
+        return False
 
 
 def _hint(cls: Any, argument: str) -> Any:

@@ -30,6 +30,9 @@ def default_cache() -> Path:
     return Path(os.environ.get("CONSTRAINED_DIFFUSION_CACHE", Path.home() / ".cache" / "constrained_diffusion"))
 
 
+MOST_DRAWN = 10**7  #: samples of a set: as digits, 31 GB
+
+
 class GeneratedDataModule(DiffusionDataModule):
     """Samples of the model that is being fine-tuned, drawn once before the fit, by all ranks together, and cached.
 
@@ -51,7 +54,7 @@ class GeneratedDataModule(DiffusionDataModule):
         kwargs: see `DiffusionDataModule`.
 
     Raises:
-        ValueError: fewer than one sample is asked for.
+        ValueError: fewer than one sample is asked for, or more than `MOST_DRAWN`.
     """
 
     def __init__(
@@ -69,6 +72,11 @@ class GeneratedDataModule(DiffusionDataModule):
         super().__init__(**kwargs)
         if samples < 1 or held_out < 1:
             raise ValueError(f"expected at least one sample and one held-out sample, got {samples} and {held_out}.")
+        if samples + held_out > MOST_DRAWN:
+            raise ValueError(
+                f"GeneratedDataModule keeps its samples in memory, at most {MOST_DRAWN:,}, but samples + held_out is "
+                f"{samples + held_out:,}; draw fewer: a fit needs a few thousand."
+            )
         self.samples, self.held_out, self.sampler_settings, self.guide = samples, held_out, sampler, guide
         self.only_feasible, self.first_seed = only_feasible, first_seed
         self.filters = [filters] if isinstance(filters, Constraint) else filters or []

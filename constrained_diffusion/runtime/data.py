@@ -44,6 +44,9 @@ def as_is(batch: Any) -> Any:
     return batch
 
 
+MOST = 10**9  #: samples of one command
+
+
 class DiffusionDataModule(LightningDataModule, ABC):
     """Base of all data modules; subclass it and write `build`.
 
@@ -56,6 +59,9 @@ class DiffusionDataModule(LightningDataModule, ABC):
         val_samples, test_samples, predict_samples: how many samples each of these draws.
         first_eval_seed: they are drawn from the seeds first_eval_seed, first_eval_seed + 1, ..
         seed: keys the training order.
+
+    Raises:
+        ValueError: a batch size below 1, or a number of samples below 0 or above `MOST`.
     """
 
     sampler: KeyedSampler | None = None
@@ -72,6 +78,14 @@ class DiffusionDataModule(LightningDataModule, ABC):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        name, sizes = type(self).__name__, {"batch_size": batch_size, "eval_batch_size": eval_batch_size}
+        for key, value in sizes.items():
+            if value < 1:
+                raise ValueError(f"{name} expects {key} >= 1, got {value}; a batch has at least one row.")
+        counts = {"val_samples": val_samples, "test_samples": test_samples, "predict_samples": predict_samples}
+        for key, value in counts.items():
+            if not 0 <= value <= MOST:
+                raise ValueError(f"{name} expects {key} in 0 .. {MOST:,}, got {value:,}; draw fewer.")
         self.batch_size, self.eval_batch_size, self.seed = batch_size, eval_batch_size, seed
         self.val_samples, self.test_samples, self.predict_samples = val_samples, test_samples, predict_samples
         self.first_eval_seed = first_eval_seed

@@ -1,7 +1,8 @@
-"""Files that are whole or not there, and earlier ones that stay."""
+"""Files that are whole or not there, earlier ones that stay, and which error says that a disk is full."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -51,3 +52,16 @@ def rename_existing(path: Path) -> None:
         return
     free = next(other for k in count(1) if not (other := path.with_stem(f"{path.stem}-{k}")).exists())
     path.rename(free)
+
+
+def disk_full(error: BaseException | None) -> OSError | None:
+    """Return the error, of `error` and those that it came from, that says the disk or a quota is full; else None.
+
+    >>> disk_full(ValueError("two")), disk_full(OSError(errno.ENOSPC, "No space left on device"))
+    (None, OSError(28, 'No space left on device'))
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return error
+        error = error.__cause__ or error.__context__
+    return None

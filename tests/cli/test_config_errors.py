@@ -91,3 +91,29 @@ class Keeping(Base):
 )
 def test_arguments(cls: type | None, names: list[str]) -> None:
     assert arguments(cls) == names
+
+
+class Fixing(Base):
+    """Takes what its base takes, but sets one of it."""
+
+    def __init__(self, **kwargs: int) -> None:
+        super().__init__(first=1, **kwargs)
+
+
+def test_an_option_that_a_class_sets_itself_is_not_proposed_in_its_own_place() -> None:
+    report = f"Does not validate\nProblem with given class_path '{__name__}.Fixing':\n  Option 'first' is not accepted"
+    assert summarize(report) == (
+        "Fixing sets 'first' itself in its __init__; change it there, or make it an argument of Fixing."
+    )
+
+
+@pytest.mark.parametrize("text", ["'Mine' object has no attribute 'limit'", "No module named 'elsewhere'"])
+def test_a_class_that_cannot_be_built_is_told_from_one_that_cannot_be_imported(text: str) -> None:
+    def said(path: str) -> str:
+        return summarize(f"Does not validate\nProblem with given class_path '{path}':\n  {text}")
+
+    assert said(f"{__name__}.Keeping") == (
+        f"Keeping cannot be built ({text}); mend its __init__, or what is given to it."
+    )
+    for path in (f"{__name__}.Nothing", "elsewhere.Thing"):
+        assert said(path).startswith(f"'{path}' cannot be imported ({text})")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import distributed
 
+from constrained_diffusion.datamodules import GeneratedDataModule
 from constrained_diffusion.runtime.data import Shard, TensorRows
 
 
@@ -98,3 +99,22 @@ def test_the_state_brings_back_the_place_in_the_stream(tiny_data: Any) -> None:
 
 def test_there_is_no_state_before_training(tiny_data: Any) -> None:
     assert tiny_data().state_dict() == {}
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"batch_size": 0}, "expects batch_size >= 1, got 0"),
+        ({"eval_batch_size": -1}, "expects eval_batch_size >= 1, got -1"),
+        ({"val_samples": -1}, "expects val_samples in 0 .. 1,000,000,000, got -1"),
+        ({"test_samples": 10**12}, "expects test_samples in 0 .. 1,000,000,000, got 1,000,000,000,000"),
+    ],
+)
+def test_sizes_out_of_range_are_refused_at_once(tiny_data: Any, settings: Any, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        tiny_data(**settings)
+
+
+def test_a_set_beyond_memory_is_refused_before_it_is_drawn() -> None:
+    with pytest.raises(ValueError, match=r"at most 10,000,000, but samples \+ held_out is 1,000,000,000,128"):
+        GeneratedDataModule(samples=10**12)

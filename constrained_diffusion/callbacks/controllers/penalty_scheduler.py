@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from lightning.pytorch import Trainer
@@ -10,6 +11,8 @@ from constrained_diffusion.callbacks.controllers.base import ConstraintCallback,
 from constrained_diffusion.callbacks.controllers.delayed_flag import DelayedFlag
 from constrained_diffusion.fine_tuning.penalty import geometric_growth
 from constrained_diffusion.fine_tuning.steering import Steering
+
+MOST = 38  #: single precision ends at 3e38
 
 
 class PenaltyScheduler(ConstraintCallback):
@@ -58,6 +61,13 @@ class PenaltyScheduler(ConstraintCallback):
             raise ValueError(
                 "every_n_steps and max_iterations count optimiser steps and must be at least 1, "
                 f"got {every_n_steps} and {max_iterations}."
+            )
+        growths = max_iterations // every_n_steps
+        power = math.log10(max(coefficients)) + growths * math.log10(growth_factor)
+        if not power < MOST:
+            raise ValueError(
+                f"PenaltyScheduler would let C grow {growths} times by {growth_factor:g} to 1e{power:.0f}, beyond "
+                f"single precision (1e{MOST}); lower growth_factor or max_iterations, or raise every_n_steps."
             )
         if when_satisfied not in ("release", "stop") or scope not in ("fit", "batch"):
             raise ValueError(

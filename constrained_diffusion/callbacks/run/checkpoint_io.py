@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from constrained_diffusion.runtime.files import replaced
+from constrained_diffusion.runtime.files import disk_full, replaced
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -16,6 +18,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     Lightning's own writes to the system's folder for temporary files and moves from there, which is a copy wherever
     that folder is another file system. Paths with a scheme (`s3://..`) are left to Lightning.
+
+    A full disk leaves the old one, too; `save_checkpoint` then raises OSError with the checkpoint's name.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
@@ -24,5 +28,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             return
         file = Path(path)
         file.parent.mkdir(parents=True, exist_ok=True)
-        with replaced(file) as opened:
-            torch.save(checkpoint, opened)
+        try:
+            with replaced(file) as opened:
+                torch.save(checkpoint, opened)
+        except (OSError, RuntimeError) as error:  # torch wraps what a write says
+            if disk_full(error) is None:
+                raise
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file)) from error

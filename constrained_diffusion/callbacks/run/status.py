@@ -16,6 +16,7 @@ from constrained_diffusion.reports import table
 from constrained_diffusion.runtime.files import write_json
 from constrained_diffusion.runtime.ranks import gather_from_ranks
 from constrained_diffusion.runtime.run_folder import RunFolder
+from constrained_diffusion.statistics import clopper_pearson_upper, least_samples
 
 
 class DivergedError(RuntimeError):
@@ -48,6 +49,10 @@ class FitStatus(Callback):
             rank_zero_info(f"this fit has no validation and so no verdict: {way_on}.")
         self._step = trainer.global_step
         self._unread.clear()
+        if _names(pl_module):
+            samples = getattr(getattr(trainer, "datamodule", None), "val_samples", 0)
+            if said := cannot_be_shown(samples, pl_module.max_violation_rate):  # type: ignore[arg-type]
+                rank_zero_info(said)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         stepped, self._step = trainer.global_step > self._step, trainer.global_step
@@ -93,8 +98,8 @@ class FitStatus(Callback):
     def _diverged(self, trainer: Trainer, what: str, where: list[str], step: int) -> None:
         _write(trainer, {"status": "diverged", "step": step, "seconds": self._elapsed()})
         raise DivergedError(
-            f"diverged: {what} at step {step} (not finite: {', '.join(where) or 'loss'}); lower the "
-            "learning rate or clip gradients (trainer.gradient_clip_val); the last checkpoint is untouched."
+            f"diverged: {what} at step {step} (not finite: {', '.join(where) or 'loss'}); {way_out(where)}; the last "
+            "checkpoint is untouched."
         )
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
@@ -131,6 +136,40 @@ class FitStatus(Callback):
         self.seconds, self.evaluation_seconds = state_dict["seconds"], state_dict["evaluation_seconds"]
         self.first = state_dict["first"]
         self.best, self.last = state_dict["best"], state_dict["last"]
+
+
+def way_out(broken: list[str]) -> str:
+    """Return what to do where the terms of the loss in `broken` are not finite.
+
+    >>> way_out(["penalty/MyRule", "loss/total"])
+    "look at MyRule: its g is not finite, though the network's output is (a division by zero, a root of 0?)"
+    >>> way_out(["loss/diffusion", "penalty/MyRule", "loss/total"])
+    'lower the learning rate or clip gradients (trainer.gradient_clip_val)'
+    """
+    names = [term.removeprefix("penalty/") for term in broken if term.startswith("penalty/")]
+    if names and "loss/diffusion" not in broken:
+        return (
+            f"look at {' and '.join(names)}: its g is not finite, though the network's output is (a division by zero, "
+            "a root of 0?)"
+        )
+    return "lower the learning rate or clip gradients (trainer.gradient_clip_val)"
+
+
+def cannot_be_shown(samples: int, allowed: float) -> str | None:
+    """Return why no fit can be feasible, if `samples` of a validation are too few to bound a rate by `allowed`.
+
+    >>> cannot_be_shown(299, 0.01)
+    >>> cannot_be_shown(8, 0.01).partition(":")[2]
+    ' the upper bound of none in 8 is 31.3 %; set data.val_samples to at least 299, or raise max_violation_rate.'
+    """
+    least = least_samples(allowed)
+    if not samples or least is None or samples >= least:
+        return None
+    bound = table.percent(clopper_pearson_upper(0, samples), up=True)
+    return (
+        f"no validation can show that at most {table.percent(allowed)} of the samples violate: the upper bound of none "
+        f"in {samples} is {bound}; set data.val_samples to at least {least}, or raise max_violation_rate."
+    )
 
 
 def sentence(

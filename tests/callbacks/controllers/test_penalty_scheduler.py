@@ -192,3 +192,8 @@ def test_a_fit_that_it_ended_stays_ended(tiny_denoiser, too_bright, tiny_data, f
     first.save_checkpoint(tmp_path / "ended.ckpt")
     assert 0 < first.global_step < 12
     assert part(0.0, str(tmp_path / "ended.ckpt")).global_step == first.global_step
+
+
+def test_a_coefficient_beyond_single_precision_is_refused():
+    with pytest.raises(ValueError, match="C grow 5 times by 1e\\+30 to 1e149, beyond single precision"):
+        PenaltyScheduler(growth_factor=1e30)
