@@ -60,7 +60,7 @@ def read(argv: Sequence[str]) -> Words:
 
 
 def find_modules_beside(configs: Sequence[Path]) -> None:
-    """Let class paths name modules that lie beside a config or in the current folder; nothing installed is shadowed."""
+    """Let class paths name modules that are beside a config or in the current folder; nothing installed is shadowed."""
     folders = dict.fromkeys(str(folder.resolve()) for folder in (*(file.parent for file in configs), Path()))
     sys.path += [folder for folder in folders if folder not in sys.path]
 
@@ -117,7 +117,7 @@ def _check_classes(config: Path) -> None:
 
     try:
         content = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except yaml.YAMLError:  # told by whoever parses it
+    except yaml.YAMLError:  # reported by whoever parses it
         return
     for place, values in _mappings(content, ""):
         stray = [str(key) for key in values if key not in ("class_path", "init_args", "dict_kwargs")]

@@ -80,7 +80,7 @@ EXPECTED = (ArgumentError, MisconfigurationException, FileNotFoundError, ImportE
 
 @dataclass
 class Progress:
-    """How far a command has come, which decides how a failure is told and what is taken back."""
+    """How far a command has come, which decides how a failure is reported and what is taken back."""
 
     exits: contextlib.ExitStack  #: what is done at the end: withdraw a folder that never began, and unlock it
     stepped: bool = False  #: whether this command has trained a batch

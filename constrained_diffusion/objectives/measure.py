@@ -1,4 +1,4 @@
-"""The one call of every objective: what it returns is checked, and a mistake is told by the name of its class.
+"""The one call of every objective: what it returns is checked, and a mistake is reported by the name of its class.
 
 Type, dtype and shape are known on the host: these checks wait for no device, and run in every call.
 """

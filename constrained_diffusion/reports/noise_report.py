@@ -21,7 +21,7 @@ SHOWN = 48  #: rows of the table
 
 
 def write_noise_report(folder: Path) -> Path:
-    """Write `report.html` from what lies in the folder of a noise optimisation, and return its path."""
+    """Write `report.html` from what is in the folder of a noise optimisation, and return its path."""
     run, rows = RunFolder(folder), read_results(folder)
     results = read_json(run.results)
     config = run.config.read_text("utf-8", "replace") if run.config.is_file() else ""
@@ -87,6 +87,6 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
         cells = [row.get("prompt") or "", *figures, f"{row['best_step']} of {row['steps']}", row["stopped"]]
         columns = "".join(f"<td>{escape(str(cell))}</td>" for cell in cells)
         body.append(f'<tr><th scope="row">{escape(row["key"])}</th>{columns}</tr>')
-    more = note(f"{len(rows) - SHOWN} more rows lie in results.jsonl." if len(rows) > SHOWN else "")
+    more = note(f"{len(rows) - SHOWN} more rows are in results.jsonl." if len(rows) > SHOWN else "")
     table = f"<table><thead><tr>{head}</tr></thead>\n<tbody>\n" + "\n".join(body) + "\n</tbody></table>"
     return f'<h2>Samples</h2>\n<div class="scroll">{table}</div>\n{more}'

@@ -1,6 +1,6 @@
 """`report.html`: a run folder as one page that needs nothing but itself.
 
-`write_report` is a pure function of the run folder. It shows what lies there and says in a short note what does not.
+`write_report` is a pure function of the run folder. It shows what is there and says in a short note what does not.
 All text that comes from files is escaped: configs and names are not trusted.
 """
 
@@ -39,7 +39,7 @@ Drawing = tuple[str, Callable[[], bytes | None]]
 
 
 def write_report(run: Path) -> Path:
-    """Write `report.html` from what lies in the run folder, and return its path.
+    """Write `report.html` from what is in the run folder, and return its path.
 
     Reads `metrics.csv`, `overlays/*.png`, `grids/*.png`, `results.json`, `status.json`, and `config.yaml` as text to
     show, those that exist. The same files give the same page, byte for byte.
@@ -144,7 +144,7 @@ def _grids(folder: Path) -> str:
     parts += ['<div class="pair">', *(picture(name, path) for name, path in pair), "</div>"] if pair else []
     parts += ["<h2>Samples through the fit</h2>"] if epochs else []
     if len(shown) < len(epochs):
-        parts.append(note(f"{len(shown)} of {len(epochs)} epochs; all of them lie in the run's folder grids."))
+        parts.append(note(f"{len(shown)} of {len(epochs)} epochs; all of them are in the run's folder grids."))
     parts += ['<div class="pair">', *(picture(f"epoch {e}", numbered[e]) for e in shown), "</div>"] if epochs else []
     return "\n".join(parts)
 

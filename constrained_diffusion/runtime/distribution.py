@@ -27,7 +27,7 @@ def needs_extra(extra: str, sentence: str, otherwise: str = "") -> Iterator[None
         otherwise: how to do without.
 
     Raises:
-        ImportError: something cannot be imported. What is installed but broken is told with its own reason.
+        ImportError: something cannot be imported. What is installed but broken is reported with its own reason.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""The folder of a run: what lies where, said once for whoever writes and whoever reads."""
+"""The folder of a run: what is where, said once for whoever writes and whoever reads."""
 
 from __future__ import annotations
 

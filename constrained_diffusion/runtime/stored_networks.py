@@ -1,6 +1,6 @@
 """Networks that files may name by their class: the registry, and how small ones are written to a folder and read again.
 
-Denoisers name their networks in their own config (`denoisers.config`); classifiers and preference models lie in:
+Denoisers name their networks in their own config (`denoisers.config`); classifiers and preference models are in:
 
 | file | what |
 |---|---|

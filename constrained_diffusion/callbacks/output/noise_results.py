@@ -154,7 +154,7 @@ class NoiseResults(NoiseCallback):
                 _measure(run, [row["key"] for row in rows], pl_module)
             shutil.rmtree(run.unfinished, ignore_errors=True)  # states of finished batches
             run.finished.touch()
-            print(summary(rows) + f" They lie in {run}.")
+            print(summary(rows) + f" They are in {run}.")
 
 
 def _check_same(jobs: Iterable[Job], kept: Mapping[str, Job], place: str | Path) -> None:

@@ -15,7 +15,7 @@ class Report(Callback):
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":  # what an earlier `test` wrote is read at the end: damage is told now
+        if stage == "fit":  # what an earlier `test` wrote is read at the end: damage is reported now
             read_json(RunFolder.of(trainer).results)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -28,7 +28,7 @@ class Results(Callback):
         config: the name of the run's config, as it shall stand in the file.
 
     Raises:
-        ValueError: the fit's `status.json` is damaged; told before anything is sampled.
+        ValueError: the fit's `status.json` is damaged; reported before anything is sampled.
     """
 
     def __init__(self, config: str = "") -> None:
