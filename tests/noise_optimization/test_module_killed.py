@@ -215,7 +215,10 @@ def test_what_is_finished_stays_when_another_sample_of_the_batch_breaks(
     [batch, _] = predict(folder="free")
     goal, step, best = max((record.rewards[i], i, row) for row, record in enumerate(batch.records) for i in range(4))
     predict(NoiseResults(), folder="whole", stop_reward=goal)
-    for at in (step + (2 if value else 1), 1):  # and the next command, which meets the same
+    for at in (
+        step + (3 if value else 2),
+        2,
+    ):  # a call more than steps, the trial; and the next command, which meets the same
         with pytest.raises(ValueError, match=rf"^seed-0000\d\d \.\. seed-0000\d\d: .*{said}"):
             predict(NoiseResults(), objective=Broken(at, value), stop_reward=goal)
         assert [row["key"] for row in rows(tmp_path / "run")] == [batch.jobs[best].key]
