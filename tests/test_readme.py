@@ -68,7 +68,7 @@ def test_command(command, folder, monkeypatch):
         "test": "results.json",
         "predict": "results.jsonl" if "dno" in command else "samples",
     }
-    assert (run / written[verb]).exists()
+    assert (run.path / written[verb]).exists()
 
 
 def _config(arguments):
