@@ -44,7 +44,7 @@ class FitStatus(Callback):
         self._step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if getattr(pl_module, "constraint_names", []) and (way_on := _too_short(trainer)):
+        if getattr(getattr(pl_module, "steering", None), "names", []) and (way_on := _too_short(trainer)):
             rank_zero_info(f"this fit has no validation and so no verdict: {way_on}.")
         self._step = trainer.global_step
         self._unread.clear()
