@@ -97,11 +97,11 @@ def check_rejection(constraints: Iterable[Constraint]) -> None:
             "`rejection` expects a constraint to reject by, but the model has none; give `constraints`, or leave "
             "`rejection` out."
         )
-    if all(constraint.needs_step_record for constraint in given):
+    if all(constraint.needs_step_record or not constraint.has_verdict for constraint in given):
         names = ", ".join(type(constraint).__name__ for constraint in given)
         raise ValueError(
-            f"`rejection` judges finished samples, but {names} judges steps of training (needs_step_record) and "
-            "has no g of a sample; give a constraint of the clean sample, or leave `rejection` out."
+            f"`rejection` judges finished samples, but {names} judges none (needs_step_record, or "
+            "has_verdict: false); give a constraint of the clean sample, or leave `rejection` out."
         )
 
 

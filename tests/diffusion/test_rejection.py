@@ -136,7 +136,11 @@ def test_what_rejection_needs() -> None:
     check_rejection([OfSamples(), OfSteps()])
     with pytest.raises(ValueError, match="the model has none; give `constraints`"):
         check_rejection([])
-    with pytest.raises(ValueError, match="OfSteps judges steps of training"):
+    with pytest.raises(ValueError, match="OfSteps judges none"):
         check_rejection([OfSteps()])
+    helping = OfSamples()
+    helping.has_verdict = False
+    with pytest.raises(ValueError, match="OfSteps, OfSamples judges none"):
+        check_rejection([OfSteps(), helping])
     with pytest.raises(ValueError, match="max_draws must be at least 1, the draw that every seed has anyway; got 0"):
         Rejection(0)

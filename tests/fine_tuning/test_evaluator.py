@@ -18,6 +18,7 @@ from constrained_diffusion.evaluation import Evaluation
 from constrained_diffusion.fine_tuning.loss import MinSNR
 from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
 from constrained_diffusion.fine_tuning.steering import Steering
+from constrained_diffusion.guides.base import Guide
 from constrained_diffusion.objectives import Constraint, StepRecord
 from constrained_diffusion.runtime import assets
 from constrained_diffusion.runtime.randomness import keyed_normal
@@ -54,6 +55,13 @@ class MeanBrightness(Evaluation):
 
     def compare(self, before: dict[str, Any], after: dict[str, Any]) -> None:
         after["metrics"]["brighter"] = after["metrics"]["brightness"] - before["metrics"]["brightness"]
+
+
+class NoGuidance(Guide):
+    """Changes nothing, which nobody can know."""
+
+    def forward(self, predict: Any, denoiser: Any) -> Any:
+        return predict
 
 
 def drawn_by(weights: nn.Module, denoiser: Any, seeds: Any) -> Tensor:
@@ -238,6 +246,7 @@ def test_stored_samples_stand_for_the_pretrained_model(trained: Any, tiny_data: 
         {"sampler": Sampler(steps=5)},
         {"sampler": Sampler(steps=4, eta=0.5)},
         {"recompute": True},
+        {"guide": NoGuidance()},
         {"precision": "bf16-mixed"},
     ],
 )

@@ -12,6 +12,7 @@ from torch import nn
 
 from constrained_diffusion.batch import Batch, NoisyBatch
 from constrained_diffusion.callbacks import PenaltyScheduler
+from constrained_diffusion.fine_tuning import hooks
 from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
 from constrained_diffusion.objectives import Constraint
 
@@ -114,6 +115,16 @@ def test_conditioned_needs_the_training_set(tiny_denoiser, too_bright, tiny_data
         trainer.fit(module, train_dataloaders=tiny_data().train_dataloader())
 
 
+def test_the_bank_has_the_units_of_the_network(module, tiny_data):
+    m, data = module(formulation="conditioned_algorithm1"), tiny_data()
+    data.setup("fit")
+    samples, feasible = hooks.bank(m.networks, m.loss, data)
+    clean = data.bank(hooks.BANK)
+    torch.testing.assert_close(samples, 2 * clean - 1)
+    assert feasible.tolist() == (clean.flatten(1).mean(1) <= 0.4).float().tolist()
+    assert 0 < feasible.sum() < len(feasible)
+
+
 def test_released_at_or_below_tau(module):
     m = module(formulation="penalty")
     _, _, _, error, penalty, _ = by_hand(m, bright_batch())
@@ -149,6 +160,30 @@ def test_one_trained_pass_and_one_frozen(module):
     m.loss.formulation = type(m.loss.formulation)(balanced=True, anchored=False)
     m.training_step(bright_batch(), 0)
     assert calls == [("trained", True)]
+
+
+def test_dropout_is_of_the_step_and_never_of_the_frozen_model(module, tiny_denoiser):
+    def first_loss(before):
+        denoiser = tiny_denoiser()
+        denoiser.network.last = nn.Sequential(denoiser.network.last, nn.Dropout(0.5))
+        m = module(denoiser=denoiser)
+        m.networks.trained.train()
+        torch.manual_seed(before)  # what was drawn before, such as by a validation, says nothing
+        x = torch.ones(2, 1, 8, 8)
+        step = NoisyBatch(x, x, x, x, torch.tensor([3, 50]), torch.tensor([3, 50]))
+        torch.testing.assert_close(
+            m.networks.predict_frozen(step).output, m.networks.pretrained.eval()(x, step.timesteps)
+        )
+        return m.training_step(bright_batch(), 0)["loss"]
+
+    assert torch.equal(first_loss(1), first_loss(2))
+
+
+def test_what_a_validation_put_together_is_let_go(module):
+    m = module()
+    m.networks._full_copy = (m.networks.ema,)
+    m.on_validation_end()
+    assert not m.networks._full_copy
 
 
 def test_the_frozen_copy_is_nowhere(module, fit, tiny_data, tmp_path, tiny_denoiser):
@@ -286,5 +321,7 @@ def test_lora_trains_adapters_alone_and_frozen_means_switched_off(tiny_denoiser,
     assert all("lora" in name for name in trained)
     fit(m, tiny_data(), callbacks=[PenaltyScheduler()])
     step = NoisyBatch(x, x, x, x, t, t)
+    m.networks.trained.train()
     torch.testing.assert_close(m.networks.predict_frozen(step).output, expected)
+    assert m.networks.trained.training  # it is the frozen one too, and goes on training
     assert not torch.allclose(m.denoiser.network(x, t), expected)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from constrained_diffusion.batch import NoisyBatch
+from constrained_diffusion.batch import Batch, NoisyBatch
 from constrained_diffusion.datamodules.generated import GeneratedDataModule
 from constrained_diffusion.denoisers import PretrainedDenoiser
 from constrained_diffusion.denoisers.adapter import Denoiser
@@ -23,7 +23,7 @@ from constrained_diffusion.domains.mazes.planners import TransformerPlanner
 from constrained_diffusion.domains.mazes.plans import points
 from constrained_diffusion.fine_tuning.loss import MinSNR
 from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
-from constrained_diffusion.fine_tuning.noising import PerToken
+from constrained_diffusion.fine_tuning.noising import PerToken, draw_training
 from constrained_diffusion.runtime.data import DiffusionDataModule, TensorRows
 
 START, GOAL = [-2.5, 2.5], [2.5, -2.5]
@@ -84,6 +84,13 @@ def test_a_share_of_the_rows_is_noised_by_token(fit: Any) -> None:
     levels = torch.cat([timesteps for _, timesteps in Seen.calls[0]])
     assert levels.shape == (32, 6)
     assert levels[:, 1:-1].diff(dim=1).any(1).sum() == 8  # a quarter by token, a quarter with ends that may be clean
+
+
+def test_a_row_is_as_noisy_as_its_noisiest_token() -> None:
+    """It is what T_phi is compared with: one token above hides the whole row from the constraints."""
+    step = draw_training(Batch(torch.randn(8, 6, 4, 2)), planner(), (0, 0), (0, 1), 500, PerToken(1.0))
+    assert step.highest.tolist() == [max(row) for row in step.timesteps.tolist()]
+    assert step.highest.tolist() != [min(row) for row in step.timesteps.tolist()]
 
 
 def test_errors_are_weighted_by_the_level_of_their_own_token() -> None:

@@ -171,7 +171,7 @@ def test_what_cannot_be_rejected_is_refused(tiny_denoiser: Any) -> None:
 
     with pytest.raises(ValueError, match="the model has none"):
         ConstrainedDiffusion(tiny_denoiser(), rejection=Rejection())
-    with pytest.raises(ValueError, match="OfSteps judges steps of training"):
+    with pytest.raises(ValueError, match="OfSteps judges none"):
         ConstrainedDiffusion(tiny_denoiser(), OfSteps(), rejection=Rejection())
     with pytest.raises(ValueError, match="max_draws must be at least 1, .* got 0"):
         Rejection(0)

@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from constrained_diffusion.callbacks.output.results import versions
+from constrained_diffusion.constraint_rates import judges_samples
 from constrained_diffusion.diffusion.rejection import InfeasibleError, RejectionResult
 from constrained_diffusion.objectives import Constraint
 from constrained_diffusion.reports.table import percent
@@ -122,12 +123,12 @@ def certify(
 
     Args:
         rows: of each sample its seed, how many draws it took, and True.
-        constraints: by their names; those that judge steps of training say nothing about samples and are named apart.
+        constraints: by their names; those that do not judge samples are named apart.
         measured: what `Evaluation.compute` returned for the samples, with the evaluation's name as "by"; None without
             one.
     """
     n, draws = len(rows), sum(row[1] for row in rows)
-    judging = {name: c for name, c in constraints.items() if not c.needs_step_record}
+    judging = {name: c for name, c in constraints.items() if judges_samples(c)}
     rate = None if measured is None else measured.get("violation_rate")
     judge: dict[str, Any] | None = None
     if measured is not None and rate is not None:
@@ -158,7 +159,7 @@ def sentence(certificate: Mapping[str, Any]) -> str:
         f"({percent(n / draws)}, 95 % interval {low} to {high})"
     )
     if certificate["not_judging_samples"]:
-        text += f"; {', '.join(certificate['not_judging_samples'])} judges steps of training and has no say"
+        text += f"; {', '.join(certificate['not_judging_samples'])} judges no samples and has no say"
     if judge is None:
         return f"{text}; no independent judge has looked at them."
     upper = percent(judge["violation_upper_95"], up=True)

@@ -58,11 +58,14 @@ def test_the_sentence() -> None:
 
 @pytest.mark.parametrize("measured", [None, {"by": "Judge", "violation_rate": None, "n": 3, "metrics": {}}])
 def test_without_a_judge_the_certificate_says_so(measured: dict[str, object] | None) -> None:
-    certificate = certify(rows(3, 0), {"Rule": Rule(), "OfSteps": OfSteps(), "Other": Rule(0.5)}, measured)
+    helping = Rule()
+    helping.has_verdict = False
+    given = {"Rule": Rule(), "OfSteps": OfSteps(), "Other": Rule(0.5), "Helping": helping}
+    certificate = certify(rows(3, 0), given, measured)
     assert certificate["judge"] is None
-    assert certificate["not_judging_samples"] == ["OfSteps"]
+    assert certificate["not_judging_samples"] == ["OfSteps", "Helping"]
     assert "3 of 3 samples satisfy Rule (g <= 0) and Other (g <= 0.5) by their own g" in certificate["sentence"]
-    assert "; OfSteps judges steps of training and has no say;" in certificate["sentence"]
+    assert "; OfSteps, Helping judges no samples and has no say;" in certificate["sentence"]
     assert certificate["sentence"].endswith("; no independent judge has looked at them.")
 
 
