@@ -101,7 +101,7 @@ class Evaluator:
         self.held_out = HeldOut(networks.device)
         self.tallies: dict[str, Tally] = {}
         self.results: dict[str, dict[str, Any]] = {}  #: what `test` measured, `before` and `after`
-        self._stored_figures: dict[int, dict[str, Any]] = {}
+        self._stored_figures: dict[tuple[int, int], dict[str, Any]] = {}  # by first seed and number
         if evaluation is not None and steering.names:
             evaluation.bind(list(steering.constraints))  # type: ignore[arg-type]
 
@@ -187,18 +187,19 @@ class Evaluator:
         measured = self.tallies["val"].compute()
         stored = self.stored_samples(precision) if self.steering.names and self.evaluation is not None else None
         if self.evaluation is not None and stored is not None and len(stored) >= first + measured["n"]:
-            before = self._of_stored(stored[first : first + measured["n"]])
+            before = self._of_stored(first, stored[first : first + measured["n"]])
             self.evaluation.compare(before, measured)
         flat = {**measured, **measured["metrics"], "n": float(measured["n"])}
         for name, own in measured.get("constraints", {}).items():
             flat |= {f"{key}/{name}": own[key] for key in ("violation_rate", "violation_upper_95")}
         return {f"val/{name}": value for name, value in flat.items() if isinstance(value, float)}
 
-    def _of_stored(self, samples: Tensor) -> dict[str, Any]:
-        if len(samples) not in self._stored_figures:
+    def _of_stored(self, first: int, samples: Tensor) -> dict[str, Any]:
+        key = first, len(samples)
+        if key not in self._stored_figures:
             evaluation, (rank, ranks) = copy.deepcopy(self.evaluation), place()
             assert evaluation is not None
             evaluation.reset()
             evaluation.update(samples[rank::ranks].to(self.networks.device))
-            self._stored_figures[len(samples)] = evaluation.compute()
-        return copy.deepcopy(self._stored_figures[len(samples)])
+            self._stored_figures[key] = evaluation.compute()
+        return copy.deepcopy(self._stored_figures[key])

@@ -129,6 +129,11 @@ class PenaltyLoss(nn.Module):
             prediction: the trained network's, with gradient.
             frozen: the pretrained network's, where `needs_frozen`.
         """
+        if self.needs_frozen and frozen is None:
+            raise ValueError(
+                "this formulation, or a constraint on steps, compares with the pretrained model: give `frozen`, as "
+                'Networks.predict_frozen returns it, or choose "penalty" or "algorithm1".'
+            )
         loss = self.diffusion_loss(step, prediction, frozen)
         terms, row_sums = {"loss/diffusion": loss.detach()}, prediction.output.detach().flatten(1).sum(1)
         if not self.steering.names:

@@ -88,6 +88,13 @@ def test_a_conditioned_loss_without_samples_says_so(tiny_denoiser: Any, too_brig
         loss(step, networks.predict(step), networks.predict_frozen(step))
 
 
+def test_a_loss_that_compares_with_the_frozen_model_asks_for_it(tiny_denoiser: Any, too_bright: Any) -> None:
+    denoiser = tiny_denoiser()
+    step, loss = step_of(denoiser), PenaltyLoss(Steering([too_bright()]), denoiser, "anchored_algorithm1")
+    with pytest.raises(ValueError, match="compares with the pretrained model: give `frozen`"):
+        loss(step, denoiser.predict(step.noisy, step.timesteps))
+
+
 def test_without_constraints_there_is_the_diffusion_loss_alone(tiny_denoiser: Any) -> None:
     denoiser = tiny_denoiser()
     step = step_of(denoiser)
