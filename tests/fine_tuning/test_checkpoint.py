@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from constrained_diffusion.callbacks import LastCheckpoint
 from constrained_diffusion.denoisers.loading import PretrainedDenoiser
 from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
 from constrained_diffusion.fine_tuning.steering import COEFFICIENTS
+
+SGD = partial(torch.optim.SGD, lr=0.1)
 
 
 def test_a_checkpoint_holds_no_judge_and_no_constraint(trained: Any, tmp_path: Path, too_bright: Any) -> None:
@@ -98,3 +101,17 @@ def test_constraints_of_one_class_are_told_apart(tiny_denoiser: Any, too_bright:
 
     module = ConstrainedDiffusion(tiny_denoiser(), [too_bright(), Dark(), too_bright()])
     assert module.steering.names == ["TooBright_0", "Dark", "TooBright_2"]
+
+
+def test_a_checkpoint_of_another_model(tiny_denoiser: Any, fit: Any, tiny_data: Any, tmp_path: Path) -> None:
+    trainer = fit(ConstrainedDiffusion(tiny_denoiser(), optimizer=SGD), tiny_data())
+    trainer.save_checkpoint(tmp_path / "other.ckpt")
+    wider = tiny_denoiser()
+    wider.network.last = nn.Conv2d(8, 1, 5, padding=2)
+    with pytest.raises(ValueError, match="the checkpoint is of another model"):
+        fit(
+            ConstrainedDiffusion(wider, optimizer=SGD),
+            tiny_data(),
+            ckpt_path=str(tmp_path / "other.ckpt"),
+            max_epochs=3,
+        )

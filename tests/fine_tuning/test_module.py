@@ -280,20 +280,6 @@ def test_data_of_another_shape(tiny_denoiser, fit, tiny_data):
         fit(ConstrainedDiffusion(tiny_denoiser(), optimizer=SGD), Wide())
 
 
-def test_a_checkpoint_of_another_model(tiny_denoiser, fit, tiny_data, tmp_path):
-    trainer = fit(ConstrainedDiffusion(tiny_denoiser(), optimizer=SGD), tiny_data())
-    trainer.save_checkpoint(tmp_path / "other.ckpt")
-    wider = tiny_denoiser()
-    wider.network.last = nn.Conv2d(8, 1, 5, padding=2)
-    with pytest.raises(ValueError, match="the checkpoint is of another model"):
-        fit(
-            ConstrainedDiffusion(wider, optimizer=SGD),
-            tiny_data(),
-            ckpt_path=str(tmp_path / "other.ckpt"),
-            max_epochs=3,
-        )
-
-
 def test_a_step_record_constraint_sees_everything(module):
     class KeepClose(Constraint):
         needs_step_record = True
