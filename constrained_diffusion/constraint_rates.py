@@ -27,7 +27,7 @@ def judges_samples(constraint: Constraint) -> bool:
 class ConstraintRates(Metric):
     """The share of samples that break each constraint, and any of them, with one-sided 95 % upper bounds and n.
 
-    A sample breaks a constraint where `Constraint.holds` says so: g > tolerance + margin, or g is no number.
+    A sample breaks a constraint where `Constraint.holds` says so: g > tolerance + margin, or g is NaN.
 
     Args:
         constraints: in the order of the fit; those that do not judge samples are left out.
@@ -45,7 +45,7 @@ class ConstraintRates(Metric):
         given = list(constraints)
         pairs = [(name, c) for name, c in zip(unique_names(given), given, strict=True) if judges_samples(c)]
         self.names = [name for name, _ in pairs]
-        # In a tuple, so that they are no modules of this one: they have another owner, who moves and stores them.
+        # In a tuple, so that they are not modules of this one: they have another owner, who moves and stores them.
         self._constraints = tuple(constraint for _, constraint in pairs)
         self.add_state("broken", torch.zeros(len(pairs), dtype=torch.long), dist_reduce_fx="sum")
         self.add_state("broken_any", torch.tensor(0), dist_reduce_fx="sum")

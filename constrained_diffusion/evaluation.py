@@ -88,7 +88,7 @@ class Evaluation(nn.Module, ABC):
 
     @property
     def figures(self) -> Sequence[Figure]:
-        """The entries of "metrics", as reports shall show them and in that order; others follow by their names."""
+        """The entries of "metrics", as reports should show them, in that order; others follow by their names."""
         return ()
 
     @property

@@ -40,7 +40,7 @@ def collect(run: Path, cache: Path) -> dict[str, Tensor]:
 
     Args:
         run: its folder.
-        cache: where a training set that was drawn for it lies.
+        cache: where a training set that was drawn for it is.
 
     Raises:
         ValueError: two tensors have one name.

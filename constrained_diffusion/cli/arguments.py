@@ -90,7 +90,7 @@ def _check(words: Sequence[str]) -> None:
         if ONE_DASH.match(word):
             raise ValueError(f"'{word}' has one dash: options begin with two, as in -{word}.")
         if word.startswith(SETTINGS) and any(later in CONFIG for later in words[i:]):
-            raise ValueError(f"'{word}' stands before a --config, which would overwrite it: name the configs first.")
+            raise ValueError(f"'{word}' stands before a --config, which may overwrite it: name the configs first.")
         if word.startswith("-"):
             before = "" if "=" in word or word in FLAGS else word
         elif not before and i > 0 and words[0] in COMMANDS:

@@ -37,9 +37,8 @@ class GeneratedDataModule(DiffusionDataModule):
     """Samples of the model that is being fine-tuned, drawn once before the fit, by all ranks together, and cached.
 
     The cache's key holds the weights' hash, the noise schedule and units, the sampler, the seeds, the precision and the
-    count, so that another model or setting never meets old samples. The module of the fit must offer `denoiser`,
-    `constraints`, `check(stage, shape)`, `sample(seeds, weights, sampler, guide)` and `feasible(clean)`, as
-    `ConstrainedDiffusion` does.
+    count, so that another model or setting never meets old samples. The module of the fit is a `ConstrainedDiffusion`,
+    or offers its `denoiser`, `steering`, `evaluator.check` and `sample(seeds, weights, sampler, guide)`.
 
     Args:
         samples: size of the training set.
@@ -48,7 +47,7 @@ class GeneratedDataModule(DiffusionDataModule):
         guide: steers the drawing, after the module's own guide. Where it keeps a constraint, the fit distils that into
             the weights, which then need it no longer.
         only_feasible: keep only samples that satisfy every constraint (the set shrinks accordingly).
-        filters: constraints that the set shall satisfy besides, though the fit does not penalise them.
+        filters: constraints that the set should satisfy besides, though the fit does not penalise them.
         first_seed: seed of the first sample.
         cache_dir: where to keep them; see `default_cache`.
         kwargs: see `DiffusionDataModule`.

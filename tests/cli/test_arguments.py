@@ -34,7 +34,7 @@ def test_configs_are_found_in_either_spelling_and_others_stay() -> None:
         (["fit", "-config", "mnist.yaml"], r"'-config' has one dash: options begin with two, as in --config\."),
         (
             ["fit", "--trainer.max_epochs=2", "--config", "mnist"],
-            "'--trainer.max_epochs=2' stands before a --config, which would overwrite it: name the configs first",
+            "'--trainer.max_epochs=2' stands before a --config, which may overwrite it: name the configs first",
         ),
         (["fit", "-trainer.max_epochs=2"], r"as in --trainer.max_epochs=2\."),
     ],

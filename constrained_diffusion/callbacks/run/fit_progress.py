@@ -167,7 +167,7 @@ class FitProgress(_Progress):
 
 
 class FitLines(_Progress):
-    """A line at each tenth of a fit, and between them where a tenth takes long; for logs, which are no terminal."""
+    """A line at each tenth of a fit, and between them where a tenth takes long; for logs, which are not a terminal."""
 
     def __init__(self) -> None:
         super().__init__()

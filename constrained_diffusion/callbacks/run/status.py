@@ -45,11 +45,13 @@ class FitStatus(Callback):
         self._step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if _names(pl_module) and (way_on := _too_short(trainer)):
-            rank_zero_info(f"this fit has no validation and so no verdict: {way_on}.")
         self._step = trainer.global_step
         self._unread.clear()
-        if _names(pl_module):
+        if not _names(pl_module):
+            return
+        if way_on := _too_short(trainer):
+            rank_zero_info(f"this fit has no validation and so no verdict: {way_on}.")
+        else:
             samples = getattr(getattr(trainer, "datamodule", None), "val_samples", 0)
             if said := cannot_be_shown(samples, pl_module.max_violation_rate):  # type: ignore[arg-type]
                 rank_zero_info(said)
@@ -122,8 +124,12 @@ class FitStatus(Callback):
         values, told = self.best or self.last, settings(pl_module)
         seconds = {"seconds": self._elapsed(), "evaluation_seconds": self.evaluation_seconds}
         _write(trainer, {"status": status, **seconds, "cost": describe(values, told), "values": values, **told})
-        words = sentence(status, values, pl_module.max_violation_rate, trainer.global_step, self._elapsed(), told)
-        rank_zero_info(words.replace("set data.val_samples", _too_short(trainer) or "set data.val_samples"))
+        if "val/own_violation_upper_95" in values:
+            text = sentence(status, values, pl_module.max_violation_rate, trainer.global_step, self._elapsed(), told)
+        else:
+            ended = f"{status} after {trainer.global_step} steps and {self._elapsed():.0f} s"
+            text = f"{ended}: no validation drew samples; {_too_short(trainer) or 'set data.val_samples'}."
+        rank_zero_info(text)
 
     def _elapsed(self) -> float:
         return self.seconds + time.monotonic() - self._started
@@ -185,8 +191,6 @@ def sentence(
         seconds: how long it took.
         declared: what the evaluation declares; see `Evaluation.declared`.
     """
-    if "val/own_violation_upper_95" not in values:
-        return f"{status} after {steps} steps and {seconds:.0f} s: no validation drew samples; set data.val_samples."
     rate, upper = values["val/own_violation_rate"], table.percent(values["val/own_violation_upper_95"], up=True)
     how = "at most" if status == "feasible" else "above"
     where = f"at step {values['step']:.0f} of {steps}" if status == "feasible" else f"after all {steps} steps"

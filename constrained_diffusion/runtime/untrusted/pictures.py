@@ -17,7 +17,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  #: all that are read; Pillow's others 
 def open_picture(path: Path) -> Iterator[Any]:
     """Open an image with Pillow, for the length of a block; what goes wrong in the block is the file's fault.
 
-    Its format is told by its first bytes, whatever its name says, and is one of `FORMATS`. Grey of 16 bits comes as 8.
+    Its format is read from its first bytes, whatever its name says, and is one of `FORMATS`. 16-bit grey comes as 8.
 
     Raises:
         ValueError: it is no picture of these, damaged, no regular file (opening a pipe would wait for ever), or has
