@@ -203,8 +203,9 @@ def sentence(
     if len(each) > 1:
         lines.append("By own g: " + "; ".join(f"{name} {table.found(one)}" for name, one in each.items()) + ".")
     judged = table.found(measured_values(values))
-    found = [f"{table.subject(declared)} {judged}"] if judged else []
-    lines.append("By the judge: " + "; ".join([*found, f"cost: {describe(values, declared)}"]) + ".")
+    if judged:
+        lines.append(f"By the judge: {table.subject(declared)} {judged}.")
+    lines.append(f"Cost: {describe(values, declared)}.")  # the held-out loss is nobody's judgement
     return "\n".join(lines)
 
 

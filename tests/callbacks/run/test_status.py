@@ -228,7 +228,7 @@ def test_words() -> None:
     values = {"val/own_violation_rate": 0.002, "val/own_violation_upper_95": 0.0063, "step": 64.0, "val/fid": 7.25}
     assert sentence("feasible", values, 0.01, 96, 123.4, {"figures": FIGURES}) == (
         "feasible: at step 64 of 96, 0.2 % of the EMA samples violate by own g (upper 95 % bound 0.63 %, at most the "
-        "allowed 1.0 %); 123 s.\nBy the judge: cost: FID 7.2."
+        "allowed 1.0 %); 123 s.\nCost: FID 7.2."
     )
     assert describe({}, {}) == "not measured"
     everything = {
@@ -252,5 +252,6 @@ def test_each_constraint_has_its_own_words_and_the_judge_has_others() -> None:
     }  # fmt: skip
     assert sentence("infeasible", values, 0.01, 4, 1.0, {"subject": "fours"}).splitlines()[1:] == [
         "By own g: A 75.0 % (upper 95 % bound 90.0 %, n = 8); B 25.0 % (upper 95 % bound 60.0 %, n = 8).",
-        "By the judge: fours 50.0 % (upper 95 % bound 80.0 %, n = 8); cost: not measured.",
+        "By the judge: fours 50.0 % (upper 95 % bound 80.0 %, n = 8).",
+        "Cost: not measured.",
     ]
