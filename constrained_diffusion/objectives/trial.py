@@ -9,6 +9,7 @@ from torch import Tensor
 
 from constrained_diffusion.objectives.base import Constraint, Reward
 from constrained_diffusion.objectives.measure import checked_g, checked_reward
+from constrained_diffusion.runtime.precision import to_float32
 from constrained_diffusion.runtime.probing import first_line, undisturbed
 
 ROWS = 3  #: two would not tell two rules in shape `(2, B)` from `(B, 2)`
@@ -38,8 +39,9 @@ def check_objective(objective: Constraint | Reward, shape: Sequence[int]) -> Non
     if isinstance(objective, Constraint) and objective.needs_step_record:
         return
     name = type(objective).__name__
-    like = next(objective.parameters(), next(objective.buffers(), torch.empty(0)))
-    samples = trial_samples(shape).to(like.device)
+    own = [*objective.parameters(), *objective.buffers(), torch.empty(0)]
+    like = next(values for values in own if values.is_floating_point())
+    samples = to_float32(trial_samples(shape).to(own[0].device, like.dtype))  # in double precision it takes no others
     with undisturbed(objective, like.device):
         try:
             prompted = isinstance(objective, Reward) and objective.needs_prompts

@@ -52,6 +52,9 @@ class Watch(Callback):
         self.steps: list[dict[str, Tensor]] = []
         self.gradients: dict[str, Tensor] = {}
 
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        pl_module.steering.constraints[0].seen.clear()  # it was tried before the module had its precision
+
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
         if not self.gradients:
             named = pl_module.denoiser.network.named_parameters()

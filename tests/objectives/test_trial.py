@@ -80,6 +80,20 @@ def test_g_needs_no_value_for_an_even_picture() -> None:
     check_objective(Mine(lambda x: x.flatten(1).mean(1) / x.flatten(1).std(1)), SHAPE)
 
 
+class Weighed(Constraint):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.full((16, 1), 1 / 16), requires_grad=False)
+
+    def forward(self, clean: Tensor) -> Tensor:
+        return (clean.flatten(1) @ self.weights).squeeze(1)
+
+
+def test_an_objective_in_double_precision_is_tried_in_it() -> None:
+    check_objective(Weighed(), SHAPE)
+    check_objective(Weighed().double(), SHAPE)
+
+
 def test_a_trial_leaves_no_trace() -> None:
     constraint = Mine()
     constraint.norm, constraint.fixed = nn.BatchNorm2d(1), nn.BatchNorm2d(1).eval()
