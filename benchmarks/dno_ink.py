@@ -24,7 +24,7 @@ import torch
 from dno_mnist import SAMPLER, Digits
 from torch import Tensor
 
-from constrained_diffusion.diffusion.sampler import Sampler, ddim, seeded_noise
+from constrained_diffusion.diffusion.sampler import Sampler, sample, seeded_noise
 from constrained_diffusion.domains.images.classifiers import PretrainedClassifier
 from constrained_diffusion.domains.images.pixels import Brightness
 from constrained_diffusion.noise_optimization.baselines import best_of_n, loss_guided
@@ -74,12 +74,12 @@ def guided(digits: Digits, seeds: range, calls: int) -> Iterator[tuple[str, str,
                     range(seeds.start + i * n, seeds.stop + i * n),
                     digits.denoiser.sample_shape,
                     sampler,
-                    schedule.num_timesteps,
+                    schedule,
                 )
                 for i in range(chains)
             )
             best, _ = best_of_n(
-                lambda z, _, of=predict, by=sampler: digits.finish(ddim(of, schedule, z, by)),  # type: ignore[misc]
+                lambda z, _, of=predict, by=sampler: digits.finish(sample(of, schedule, z, by)),  # type: ignore[misc]
                 lambda x, _: REWARD(x),
                 draws,
                 [None] * n,

@@ -26,7 +26,7 @@ from torch import Tensor
 from constrained_diffusion import PretrainedDenoiser
 from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.diffusion.prediction import Prediction
-from constrained_diffusion.diffusion.sampler import Sampler, ddim, seeded_noise
+from constrained_diffusion.diffusion.sampler import Sampler, sample, seeded_noise
 from constrained_diffusion.domains.images.classifiers import PretrainedClassifier
 from constrained_diffusion.domains.images.jpeg import JPEGCompressibility
 from constrained_diffusion.domains.images.log_odds import LogOdds
@@ -65,12 +65,12 @@ class Digits:
         return self.denoiser.predict(noisy, timesteps, condition)
 
     def finish(self, sample: Tensor) -> Tensor:
-        normalizer = self.denoiser.normalizer
-        return normalizer.denormalize(normalizer.clamp(sample))
+        codec = self.denoiser.codec
+        return codec.decode(codec.clamp(sample))
 
     def noise(self, seeds: range) -> Tensor:
         schedule = self.denoiser.noise_schedule
-        return seeded_noise(seeds, self.denoiser.sample_shape, self.sampler, schedule.num_timesteps)
+        return seeded_noise(seeds, self.denoiser.sample_shape, self.sampler, schedule)
 
     @torch.no_grad()
     def classes(self, clean: Tensor) -> tuple[Tensor, Tensor]:
@@ -156,13 +156,13 @@ def baselines(given: argparse.Namespace) -> dict[str, Any]:
     best, _ = best_of_n(lambda z, _: digits.mapping(z), lambda x, _: reward(x), draws, [None] * n)
     report(f"best of {budget // SAMPLER.steps}", best, budget)
     long = Sampler(steps=budget // 2, eta=1.0)
-    z = seeded_noise(seeds, digits.denoiser.sample_shape, long, digits.denoiser.noise_schedule.num_timesteps)
+    z = seeded_noise(seeds, digits.denoiser.sample_shape, long, digits.denoiser.noise_schedule)
     for samples in (1, 10):
         tried = []
         for scale in SCALES:
             of = partial(_in_data_units, digits, reward)
             guided = loss_guided(digits.predict, digits.denoiser.noise_schedule, of, scale, samples)
-            clean = digits.finish(ddim(guided, digits.denoiser.noise_schedule, z, long)).detach()
+            clean = digits.finish(sample(guided, digits.denoiser.noise_schedule, z, long)).detach()
             tried.append((float(reward(clean).mean()), scale, clean))
         _, scale, clean = max(tried, key=lambda trial: trial[0])
         report(f"loss guidance, n = {samples}, best scale of {len(SCALES)} ({scale:g})", clean, budget)

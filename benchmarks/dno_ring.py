@@ -96,7 +96,7 @@ def optimise(
     sampler = Sampler(steps=STEPS, eta=eta)
     mapping = NoiseToSample(lambda _: denoiser.predict, denoiser.noise_schedule, sampler, memory_budget="unlimited")
     optimizer = NoiseOptimizer(mapping, reward, steps=steps, regularizer=regularizer, **settings)
-    noise = seeded_noise(range(samples), (2,), sampler, denoiser.noise_schedule.num_timesteps)
+    noise = seeded_noise(range(samples), (2,), sampler, denoiser.noise_schedule)
     run, points = Run(optimizer, noise, None, list(range(samples))), []
     while not run.finished:
         points.append(torch.stack(list(run.step().values())))

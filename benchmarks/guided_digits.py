@@ -40,7 +40,7 @@ def untrained(scale: float = 1.0) -> Denoiser:
     torch.manual_seed(0)
     network = UNet2DModel.from_config(dict(source.network.config), num_class_embeds=UNTOLD + 1)
     network.load_state_dict(source.network.state_dict(), strict=False)
-    return Denoiser(Guided(network, scale), source.noise_schedule, source.normalizer)
+    return Denoiser(Guided(network, scale), source.noise_schedule, source.codec)
 
 
 def labelled() -> tuple[Tensor, Tensor]:
@@ -60,7 +60,7 @@ def taught(steps: int, scale: float, batch: int = 64, lr: float = 5e-4) -> Denoi
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in trange(steps, desc="with classes", leave=False):
         rows = torch.randint(len(clean), (batch,), generator=generator)
-        x, noise = denoiser.normalizer.normalize(clean[rows]), torch.randn(batch, *clean.shape[1:], generator=generator)
+        x, noise = denoiser.codec.encode(clean[rows]), torch.randn(batch, *clean.shape[1:], generator=generator)
         timesteps = torch.randint(schedule.num_timesteps, (batch,), generator=generator)
         untold = torch.rand(batch, generator=generator) < UNTOLD_SHARE
         output = denoiser(schedule.add_noise(x, noise, timesteps), timesteps, labels[rows].masked_fill(untold, UNTOLD))

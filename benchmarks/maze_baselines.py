@@ -39,14 +39,14 @@ COLUMNS = ("violation_rate", "plan_segment_violation_rate", "executed_violation_
 
 def noise(model: PretrainedDenoiser, seeds: range, sampler: Sampler = SAMPLER) -> Tensor:
     """Return the noises of seeds."""
-    return seeded_noise(seeds, model.sample_shape, sampler, model.noise_schedule.num_timesteps)
+    return seeded_noise(seeds, model.sample_shape, sampler, model.noise_schedule)
 
 
 @torch.no_grad()
 def sample(model: PretrainedDenoiser, guide: Guide | None, seeds: range) -> Tensor:
     """Return plans of seeds, `(n, L, S, C)`, in cells."""
     predict = guide(model.predict, model) if guide else model.predict
-    return model.normalizer.denormalize(SAMPLER(predict, model.noise_schedule, noise(model, seeds)))
+    return model.codec.decode(SAMPLER(predict, model.noise_schedule, noise(model, seeds)))
 
 
 def guided(model: PretrainedDenoiser, zones: ForbiddenZones, seeds: range) -> Tensor:
@@ -64,7 +64,7 @@ def optimised(model: PretrainedDenoiser, zones: ForbiddenZones, seeds: range, st
     """Return plans whose noise was optimised."""
 
     def finish(plans: Tensor) -> Tensor:
-        return model.normalizer.denormalize(plans)
+        return model.codec.decode(plans)
 
     mapping = NoiseToSample(lambda _: model.predict, model.noise_schedule, SHORT, finish, memory_budget="unlimited")
     regularizer = PRNO(0.01)

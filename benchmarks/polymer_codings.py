@@ -81,8 +81,8 @@ def samples(diffusion: ConstrainedDiffusion, n: int) -> Tensor:
     """Return samples of seeds 0 .. n - 1 by the averaged weights, `(n, C, L)`."""
     denoiser = diffusion.denoiser
     network, denoiser.network = denoiser.network, diffusion.networks.ema.eval()
-    z = seeded_noise(range(n), denoiser.sample_shape, SAMPLER, denoiser.noise_schedule.num_timesteps)
-    found = denoiser.normalizer.denormalize(SAMPLER(denoiser.predict, denoiser.noise_schedule, z))
+    z = seeded_noise(range(n), denoiser.sample_shape, SAMPLER, denoiser.noise_schedule)
+    found = denoiser.codec.decode(SAMPLER(denoiser.predict, denoiser.noise_schedule, z))
     denoiser.network = network
     return found
 

@@ -11,7 +11,6 @@ from constrained_diffusion.runtime import stored_networks
 if TYPE_CHECKING:
     from constrained_diffusion.denoisers.adapter import Denoiser
     from constrained_diffusion.denoisers.loading import PretrainedDenoiser
-    from constrained_diffusion.denoisers.text_to_image import TextToImage
     from constrained_diffusion.diffusion.rejection import Rejection
     from constrained_diffusion.diffusion.sampler import Sampler
     from constrained_diffusion.domains.images.class_probability import ClassProbability
@@ -35,7 +34,6 @@ _LAZY = {
     "PretrainedDenoiser": "denoisers.loading",
     "Rejection": "diffusion.rejection",
     "Sampler": "diffusion.sampler",
-    "TextToImage": "denoisers.text_to_image",
 }
 
 __all__ = [
@@ -53,7 +51,6 @@ __all__ = [
     "Rejection",
     "Reward",
     "Sampler",
-    "TextToImage",
     "available",
     "get",
     "register",

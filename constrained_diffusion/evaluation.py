@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import SumMetric
 
+from constrained_diffusion.condition import Condition
 from constrained_diffusion.constraint_rates import judges_samples
 from constrained_diffusion.objectives import Constraint
 from constrained_diffusion.runtime.precision import keep_float32
@@ -109,6 +110,15 @@ class Evaluation(nn.Module, ABC):
     @abstractmethod
     def update(self, clean: Tensor) -> None:
         """Measure one batch of samples `(B, *shape)`, in the data's units."""
+
+    def update_asked(self, clean: Tensor, condition: Condition | None) -> None:
+        """Measure one batch of samples by what the model was asked for; by default that has no say.
+
+        Args:
+            clean: `(B, *shape)`, in the data's units.
+            condition: what the denoiser was told of each; None where it takes nothing.
+        """
+        self.update(clean)
 
     @abstractmethod
     def compute(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from constrained_diffusion.denoisers.adapter import Denoiser
-from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
+from constrained_diffusion.diffusion.variance_preserving import VariancePreserving
 from constrained_diffusion.objectives import Constraint
 from constrained_diffusion.runtime.data import DiffusionDataModule, TensorRows
 
@@ -54,7 +54,7 @@ class TinyData(DiffusionDataModule):
 def make_denoiser(seed: int = 0, prediction_type: Any = "epsilon") -> Denoiser:
     """A fresh, always equal tiny denoiser with a schedule of 100 steps."""
     torch.manual_seed(seed)
-    schedule = NoiseSchedule(torch.cos(torch.linspace(0.02, 1.5, 100)) ** 2, prediction_type)
+    schedule = VariancePreserving(torch.cos(torch.linspace(0.02, 1.5, 100)) ** 2, prediction_type)
     return Denoiser(TinyNetwork(), schedule, sample_shape=(1, 8, 8))
 
 

@@ -19,6 +19,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 # One row per folder, or file at the top: it imports from lower floors alone, and so no two import each other.
 FLOORS = {
+    "condition": 0,
     "batch": 1,
     "runtime": 2,
     "objectives": 3,
@@ -40,6 +41,7 @@ FLOORS = {
     "cli": 14,
 }
 PURE = (
+    "condition",
     "batch",
     "objectives",
     "statistics",

@@ -155,7 +155,7 @@ def test_schedules(config: Any) -> None:
                 **{"class": st.sampled_from(["UNet2DModel", "Transformer2DModel", "os"]), "config": VALUES}
             ),
             noise_schedule=SCHEDULE,
-            normalizer=objects(mean=NUMBER, std=NUMBER, low=NUMBER, high=NUMBER),
+            codec=objects(mean=NUMBER, std=NUMBER, low=NUMBER, high=NUMBER),
             sample_shape=st.lists(st.integers(), max_size=3),
         ),
     ),

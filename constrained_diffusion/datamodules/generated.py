@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ def default_cache() -> Path:
     return Path(os.environ.get("CONSTRAINED_DIFFUSION_CACHE", Path.home() / ".cache" / "constrained_diffusion"))
 
 
+STAND_INS = 0x57  # a stream of random numbers
 MOST_DRAWN = 10**7  #: samples of a set: as digits, 31 GB
 
 
@@ -49,6 +51,9 @@ class GeneratedDataModule(DiffusionDataModule):
         only_feasible: keep only samples that satisfy every constraint (the set shrinks accordingly).
         filters: constraints that the set should satisfy besides, though the fit does not penalise them.
         first_seed: seed of the first sample.
+        stand_ins: for each sample that breaks a constraint add one that breaks none, and that is asked for as the first
+            was: of the same condition where there is one, else of any. The frozen model is told what the stand-in was
+            drawn for. So a condition whose samples are all infeasible learns to draw what the others draw.
         cache_dir: where to keep them; see `default_cache`.
         kwargs: see `DiffusionDataModule`.
 
@@ -65,6 +70,7 @@ class GeneratedDataModule(DiffusionDataModule):
         only_feasible: bool = False,
         filters: Constraint | list[Constraint] | None = None,
         first_seed: int = FIRST_SEED,
+        stand_ins: bool = False,
         cache_dir: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -77,14 +83,14 @@ class GeneratedDataModule(DiffusionDataModule):
                 f"{samples + held_out:,}; draw fewer: a fit needs a few thousand."
             )
         self.samples, self.held_out, self.sampler_settings, self.guide = samples, held_out, sampler, guide
-        self.only_feasible, self.first_seed = only_feasible, first_seed
+        self.only_feasible, self.first_seed, self.stand_ins = only_feasible, first_seed, stand_ins
         self.filters = [filters] if isinstance(filters, Constraint) else filters or []
         self.cache_dir = Path(cache_dir) if cache_dir else default_cache()
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
         """Shape of one clean sample: the model's own."""
-        return tuple(self._module.denoiser.sample_shape)
+        return tuple(self._module.denoiser.data_shape)
 
     @property
     def _module(self) -> Any:
@@ -103,6 +109,9 @@ class GeneratedDataModule(DiffusionDataModule):
             self.first_seed,
             self.samples + self.held_out,
             str(self.trainer.precision),
+            repr(self.conditions),
+            denoiser.guidance_scale,
+            weights_sha256(denoiser.codec),
             *[part for guide in guides for part in (repr(guide), weights_sha256(guide))],
         )
         key = mix(*weights_sha256(denoiser.network).encode(), *repr(settings).encode())
@@ -111,33 +120,50 @@ class GeneratedDataModule(DiffusionDataModule):
     def setup(self, stage: str) -> None:
         if stage not in ("fit", "validate") or self._data is not None:
             return
-        self._module.evaluator.check(stage, self.sample_shape)  # Lightning sets up the module only after the data
+        module, trainer = self._module, self.trainer
+        module.evaluator.check(stage, self.sample_shape, self.condition([0, 1]))  # the module is set up after the data
         for constraint in self.filters:
             constraint.check_data(self.sample_shape)
         if self.guide is not None:
-            self.guide.bind(list(self._module.steering.constraints))
+            self.guide.bind(list(module.steering.constraints))
             self.guide.check_data(self.sample_shape)
-        trainer, path = self.trainer, self.cache_file()
+        path = self.cache_file()
         assert trainer is not None
         # One rank decides for all: another run may write the file between two ranks' looks at it.
         if not trainer.strategy.broadcast(path.is_file()):
-            clean = self._draw()
+            drawn = self._draw()
             if trainer.is_global_zero:
-                _write(path, clean)
+                _write(path, drawn)
         trainer.strategy.barrier("generated samples")
-        clean = untrusted.read_tensors(path, "clean")[0]["clean"]
-        if clean.shape != (expected := (self.samples + self.held_out, *self.sample_shape)):
+        drawn = untrusted.read_tensors(path, "drawn")[0]["drawn"]
+        if drawn.shape != (expected := (self.samples + self.held_out, *module.denoiser.sample_shape)):
             raise ValueError(
-                f"the cache '{path}' should hold samples of shape {expected}, but holds {tuple(clean.shape)}; delete "
+                f"the cache '{path}' should hold samples of shape {expected}, but holds {tuple(drawn.shape)}; delete "
                 "it, so that they are drawn again."
             )
-        train, held_out = clean[: self.samples], clean[self.samples :]
-        if self.only_feasible:
-            module = self._module
-            train = train[module.steering.feasible(train.to(module.device)).bool().cpu()]
+        rows = self._rows(drawn)
+        train, held_out = range(self.samples), range(self.samples, self.samples + self.held_out)
+        kept = torch.tensor([*train])
+        feasible = self._feasible(rows.clean[kept]) if self.only_feasible or self.stand_ins else None
+        if self.stand_ins and feasible is not None:
+            self._data = with_stand_ins(rows, feasible, self.seed), chosen(rows, held_out)
+            return
+        if self.only_feasible and feasible is not None:
+            kept = kept[feasible]
         for constraint in self.filters:
-            train = train[constraint.holds(train)]
-        self._data = TensorRows(train), TensorRows(held_out)
+            kept = kept[constraint.holds(rows.clean[kept])]
+        self._data = chosen(rows, kept), chosen(rows, held_out)
+
+    def _rows(self, drawn: Tensor) -> TensorRows:
+        """Return the samples `drawn`, in the network's space, in the data's units, and what they were asked for."""
+        codec = self._module.denoiser.codec
+        clean = torch.cat([codec.decode(part.to(self._module.device)).cpu() for part in drawn.split(256)])
+        latent = None if clean.shape == drawn.shape else drawn
+        return TensorRows(clean, self.condition([self.first_seed + i for i in range(len(drawn))]), latent=latent)
+
+    def _feasible(self, clean: Tensor) -> Tensor:
+        module = self._module
+        return torch.cat([module.steering.feasible(p.to(module.device)).bool().cpu() for p in clean.split(256)])
 
     def build(self) -> tuple[TensorRows, TensorRows]:
         self.setup("fit")
@@ -157,14 +183,47 @@ class GeneratedDataModule(DiffusionDataModule):
             disable=not trainer.is_global_zero,
         )
         drawn = [
-            module.sample(b.tolist(), "raw", sampler=self.sampler_settings, guide=guide).float().cpu() for b in mine
+            module.encoded_sample(b.tolist(), "raw", sampler=self.sampler_settings, guide=guide).float().cpu()
+            for b in mine
         ]
         shares = gather_from_ranks(drawn)
         return torch.cat([shares[i % len(shares)][i // len(shares)] for i in range(len(batches))])
 
 
-def _write(path: Path, clean: Tensor) -> None:
+def chosen(rows: TensorRows, index: Sequence[int] | Tensor) -> TensorRows:
+    """Return the rows at `index`."""
+    batch = rows.__getitems__([int(i) for i in index])
+    return TensorRows(batch.clean, batch.condition, batch.target, batch.latent, batch.teacher)
+
+
+def with_stand_ins(rows: TensorRows, feasible: Tensor, seed: int) -> TensorRows:
+    """Return the first rows, as many as `feasible` `(N,)` has, and after them a stand-in for each infeasible one.
+
+    Args:
+        rows: samples with their conditions, at least N.
+        feasible: which of them satisfy every constraint.
+        seed: keys the choice.
+
+    Raises:
+        ValueError: nothing was asked for, or no row is feasible.
+    """
+    if rows.condition is None or not bool(feasible.any()):
+        lacking = "nothing was asked for: give `conditions`" if rows.condition is None else "no sample is feasible"
+        raise ValueError(f"stand_ins puts feasible samples where infeasible ones were asked for, but {lacking}.")
+    count, fit = len(feasible), feasible.nonzero().squeeze(1)
+    flat = torch.cat([value[:count].reshape(count, -1).double() for value in rows.condition.values()], 1)
+    places, donors = [*range(count)], [*range(count)]
+    for place in (~feasible).nonzero().squeeze(1).tolist():
+        alike = fit[(flat[fit] == flat[place]).all(1)]
+        among = alike if len(alike) else fit
+        places.append(place)
+        donors.append(int(among[mix(seed, STAND_INS, place) % len(among)]))
+    given, asked = chosen(rows, donors), chosen(rows, places)
+    return TensorRows(given.clean, asked.condition, None, given.latent, given.condition)
+
+
+def _write(path: Path, drawn: Tensor) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(f".{os.getpid()}")
-    save_file({"clean": clean.contiguous()}, unfinished)
+    save_file({"drawn": drawn.contiguous()}, unfinished)
     unfinished.replace(path)  # atomic: a killed run leaves no half-written cache

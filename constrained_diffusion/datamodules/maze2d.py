@@ -31,7 +31,7 @@ class PlanWindows(TensorRows):
 
     def __init__(self, frames: Tensor, starts: Tensor, tokens: int, frame_stack: int) -> None:
         self.frames, self.starts, self.tokens, self.frame_stack = frames, starts, tokens, frame_stack
-        self.condition = None
+        self.condition = self.target = self.latent = self.teacher = None
 
     def __len__(self) -> int:
         return len(self.starts)

@@ -9,19 +9,22 @@ from typing import Any
 import torch
 
 from constrained_diffusion.runtime import untrusted
+from constrained_diffusion.runtime.conditions import Labels
 from constrained_diffusion.runtime.data import DiffusionDataModule, TensorRows
 from constrained_diffusion.runtime.distribution import needs_extra
 
 
 class MNISTDataModule(DiffusionDataModule):
-    """The 60,000 training and 10,000 test digits, `(1, 28, 28)` in [0, 1], with their labels as condition.
+    """The 60,000 training and 10,000 test digits, `(1, 28, 28)` in [0, 1], with their labels.
 
     Args:
         data_dir: the folder that holds (or shall hold) `MNIST/raw`; the environment variable CONSTRAINED_DIFFUSION_DATA
             when not given, else `data`.
         download: fetch the files from torchvision's mirrors where they are missing.
         image_size: 28, or larger to pad with black (32 for networks with five downsamplings).
-        with_labels: keep the labels in `Batch.condition`, for classifiers; denoisers here are unconditional.
+        with_labels: keep the labels in `Batch.target`, for classifiers.
+        conditional: tell the denoiser the labels, as `class_labels`; by default samples of evaluation are asked for in
+            turn, seed s for the digit s modulo 10.
         held_out: number of test digits used for the held-out loss.
         kwargs: see `DiffusionDataModule`.
 
@@ -37,14 +40,16 @@ class MNISTDataModule(DiffusionDataModule):
         download: bool = False,
         image_size: int = 28,
         with_labels: bool = False,
+        conditional: bool = False,
         held_out: int = 1024,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(**{"conditions": Labels(10) if conditional else None, **kwargs})
         if image_size < 28 or image_size % 2:
             raise ValueError(f"image_size must be an even number >= 28, got {image_size}.")
         self.data_dir = data_dir or os.environ.get("CONSTRAINED_DIFFUSION_DATA", "data")
         self.download, self.image_size, self.with_labels, self.held_out = download, image_size, with_labels, held_out
+        self.conditional = conditional
 
     def prepare_data(self) -> None:
         self._digits(train=True)
@@ -69,4 +74,6 @@ class MNISTDataModule(DiffusionDataModule):
             ) from error
         pad = (self.image_size - 28) // 2
         images = torch.nn.functional.pad(digits.data[:count, None], (pad, pad, pad, pad))
-        return TensorRows(images, digits.targets[:count] if self.with_labels else None)
+        labels = digits.targets[:count]
+        told = {"class_labels": labels} if self.conditional else None
+        return TensorRows(images, told, labels if self.with_labels else None)

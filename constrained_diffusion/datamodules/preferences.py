@@ -20,7 +20,7 @@ from constrained_diffusion.runtime.data import DiffusionDataModule, TensorRows, 
 
 
 class PreferenceDataModule(DiffusionDataModule):
-    """Pairs as `(2, V, length)`, one-hot, with the outcome as their condition: 1, 0, or 0.5 for a tie.
+    """Pairs as `(2, V, length)`, one-hot, with the outcome as their target: 1, 0, or 0.5 for a tie.
 
     Molecules are split before pairs are looked at: a held-out pair has two molecules that no training pair has. Pairs
     with one of each are left out.
@@ -120,7 +120,7 @@ class PreferenceDataModule(DiffusionDataModule):
     def _rows(self, told: Preferences) -> TensorRows:
         units = [along_backbone(smiles) for smiles in told.smiles]
         clean: Tensor = OneHot(len(self.vocabulary)).encode(self.vocabulary.encode(units, self.length))
-        return TensorRows(clean[told.pairs], told.outcomes)
+        return TensorRows(clean[told.pairs], target=told.outcomes)
 
     def test_dataloader(self) -> Any:
         return self._in_order(self.data[1], collate_fn=as_is)

@@ -3,7 +3,6 @@
 from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.denoisers.loading import PretrainedDenoiser
 from constrained_diffusion.denoisers.schedule import DiffusersSchedule
-from constrained_diffusion.denoisers.text_to_image import TextToImage
 from constrained_diffusion.diffusion.prediction import Prediction
 
-__all__ = ["Denoiser", "DiffusersSchedule", "Prediction", "PretrainedDenoiser", "TextToImage"]
+__all__ = ["Denoiser", "DiffusersSchedule", "Prediction", "PretrainedDenoiser"]

@@ -1,114 +1,210 @@
-"""One adapter that makes any pretrained network a noise predictor with a schedule and units."""
+"""One adapter that makes any pretrained network a denoiser with a schedule and units."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from constrained_diffusion.condition import Condition, arguments, join
+from constrained_diffusion.denoisers.shapes import shape_from_config
+from constrained_diffusion.diffusion.codec import Codec
 from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
 from constrained_diffusion.diffusion.normalizer import Normalizer
-from constrained_diffusion.diffusion.prediction import Prediction
+from constrained_diffusion.diffusion.prediction import Predict, Prediction
 from constrained_diffusion.runtime.probing import undisturbed
 
 
 class Denoiser(nn.Module):
-    """A network, its noise schedule and its normaliser.
+    """A network, its noise schedule, and the codec between its space and the data.
 
     Args:
-        network: any module called as `network(x_t, t)` or, with conditioning, as `network(x_t, t, condition)`
-            (diffusers' `encoder_hidden_states` or `class_labels` are found by name), returning a tensor or an object
-            with `.sample`.
-        noise_schedule: alpha-bar and the prediction type.
-        normalizer: from the data's units to the network's; by default images in [0, 1] to [-1, 1].
-        sample_shape: shape of one sample without batch; read from a diffusers network's config when not given.
+        network: any module called as `network(x_t, t, **condition)`; it returns a tensor, or an object, a dict or a
+            tuple with one: `.sample`, `["sample"]` or the first.
+        noise_schedule: the family of the model, its levels and its prediction type.
+        codec: between the data's units and the network's; by default images in [0, 1] to [-1, 1].
+        sample_shape: shape of one sample in the network's space; read from a diffusers network's config when not given.
+        guidance_scale: s of classifier-free guidance in sampling (Ho and Salimans 2022, arXiv 2207.12598, eq. 6 with
+            s = 1 + w); 1 is the condition alone, at half the cost.
+        null_condition: what the network is told where it is told nothing, by keyword and for one sample, such as
+            `{class_labels: 10}`; needed for guidance.
 
     Raises:
-        ValueError: the sample shape is neither given nor in the network's config.
+        ValueError: the sample shape is neither given nor in the network's config, or there is guidance without a null
+            condition, or the scale is negative.
     """
 
     def __init__(
         self,
         network: nn.Module,
         noise_schedule: NoiseSchedule,
-        normalizer: Normalizer | None = None,
+        codec: Codec | None = None,
         sample_shape: tuple[int, ...] | None = None,
+        guidance_scale: float = 1.0,
+        null_condition: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.network = network
         self.noise_schedule = noise_schedule
-        self.normalizer = normalizer or Normalizer(mean=0.5, std=0.5, low=0.0, high=1.0)
-        self.sample_shape = tuple(sample_shape or _shape_from_config(network))
-        parameters = inspect.signature(network.forward).parameters
-        self._condition_name = next((n for n in ("encoder_hidden_states", "class_labels") if n in parameters), None)
+        self.codec: Codec = codec or Normalizer(mean=0.5, std=0.5, low=0.0, high=1.0)
+        self.sample_shape = tuple(sample_shape or shape_from_config(network))
+        self.guidance_scale = guidance_scale
+        self.null_condition = {name: torch.as_tensor(row) for name, row in (null_condition or {}).items()}
+        self.check_guidance()
 
-    def forward(self, noisy: Tensor, timesteps: Tensor, condition: Tensor | None = None) -> Tensor:
+    def check_guidance(self) -> None:
+        """Raise ValueError where the guidance scale is out of range, or there is nothing to guide away from."""
+        if not self.guidance_scale >= 0:
+            raise ValueError(f"guidance_scale must be at least 0, got {self.guidance_scale}.")
+        if self.guidance_scale != 1 and not self.null_condition and not self.has_prompts:
+            raise ValueError(
+                f"guidance_scale is {self.guidance_scale}, but the model says nothing of an empty condition: give "
+                "`null_condition`, such as {class_labels: 10}, or leave guidance_scale at 1."
+            )
+
+    @property
+    def has_prompts(self) -> bool:
+        """Whether it takes prompts, by text encoders of its own; see `PretrainedDenoiser`."""
+        return False
+
+    def encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Return what the network is told of `prompts`, one row each, each encoded once and on its own.
+
+        Raises:
+            TypeError: the model takes no prompts.
+        """
+        raise TypeError(
+            f"{type(self).__name__} takes no prompts: expected a text-to-image pipeline with its text encoders, as "
+            "PretrainedDenoiser reads it."
+        )
+
+    @property
+    def data_shape(self) -> tuple[int, ...]:
+        """Shape of one sample in the data's units, without batch."""
+        return self.codec.data_shape(self.sample_shape)
+
+    def null(self, rows: int, device: torch.device) -> dict[str, Tensor]:
+        """Return the empty condition for `rows` samples."""
+        return {name: row.to(device).expand(rows, *row.shape) for name, row in self.null_condition.items()}
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, condition: Condition | None = None) -> Tensor:
         """Return the network's raw output for `noisy` `(B, *shape)` at `timesteps` `(B,)` or `(B, L)`."""
         return self.call(self.network, noisy, timesteps, condition)
 
-    def call(self, network: nn.Module, noisy: Tensor, timesteps: Tensor, condition: Tensor | None = None) -> Tensor:
+    def call(self, network: nn.Module, noisy: Tensor, timesteps: Tensor, condition: Condition | None = None) -> Tensor:
         """Return the output of `network`, a module of the same kind as ours: its EMA, or a frozen copy.
 
         It is called in the precision of its weights; what is returned has that of `noisy`.
 
         Raises:
-            TypeError: it returns no tensor of floats, and no object with one as `.sample`.
-            ValueError: what it returns has another shape than `noisy`, to which it would be broadcast.
+            TypeError: it returns no tensor of floats, and nothing with one.
+            ValueError: what it returns has another shape than `noisy`, to which it would be broadcast, or an entry of
+                the condition has not one row per sample.
         """
-        given = noisy.to(next((p.dtype for p in network.parameters() if p.is_floating_point()), noisy.dtype))
-        if condition is None:
-            result = network(given, timesteps)
-        elif self._condition_name:
-            result = network(given, timesteps, **{self._condition_name: condition})
-        else:
-            result = network(given, timesteps, condition)
+        dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), noisy.dtype)
+        given = self.noise_schedule.network_input(noisy, timesteps).to(dtype)
+        time = self.noise_schedule.network_time(timesteps)
+        result = network(given, time, **arguments(condition, len(noisy), dtype))
         # under autocast the network may answer in half precision
         return checked_output(network, result, noisy).to(noisy.dtype)
 
     def predict(
-        self, noisy: Tensor, timesteps: Tensor, condition: Tensor | None = None, network: nn.Module | None = None
+        self, noisy: Tensor, timesteps: Tensor, condition: Condition | None = None, network: nn.Module | None = None
     ) -> Prediction:
-        """Return output, noise and clean sample for `noisy`, by our own network or by `network`."""
+        """Return output, noise and clean sample for `noisy`, by our own network or by `network`, without guidance."""
         output = self.call(self.network if network is None else network, noisy, timesteps, condition)
         return self.interpret(output, noisy, timesteps)
+
+    def predict_guided(
+        self, noisy: Tensor, timesteps: Tensor, condition: Condition | None = None, network: nn.Module | None = None
+    ) -> Prediction:
+        """Return the same with guidance, null + s (condition - null), both from one batch of 2 B rows."""
+        if self.guidance_scale == 1 or condition is None:
+            return self.predict(noisy, timesteps, condition, network)
+        both = join([self.null(len(noisy), noisy.device), condition])
+        twice = torch.cat([noisy, noisy]), torch.cat([timesteps, timesteps])
+        null, told = self.call(self.network if network is None else network, *twice, both).chunk(2)
+        return self.interpret(null + self.guidance_scale * (told - null), noisy, timesteps)
+
+    def predictor(self, condition: Condition | None = None, network: nn.Module | None = None) -> Predict:
+        """Return `(noisy, timesteps) -> Prediction`, with guidance and the condition of its B rows bound."""
+
+        def predict(noisy: Tensor, timesteps: Tensor) -> Prediction:
+            return self.predict_guided(noisy, timesteps, condition, network)
+
+        return predict
 
     def interpret(self, output: Tensor, noisy: Tensor, timesteps: Tensor) -> Prediction:
         """Read a raw output as a noise and a clean sample."""
         schedule = self.noise_schedule
-        clean = self.normalizer.clamp(schedule.to_clean(output, noisy, timesteps))
+        clean = self.codec.clamp(schedule.to_clean(output, noisy, timesteps))
         return Prediction(output, schedule.to_noise(output, noisy, timesteps), clean)
 
-    def check_data(self, shape: tuple[int, ...]) -> None:
-        """Raise ValueError or TypeError if samples of `shape` (without batch) do not fit the network.
+    def check_data(self, shape: tuple[int, ...], condition: Condition | None = None) -> None:
+        """Raise ValueError or TypeError if data of `shape` (without batch), or `condition`, do not fit the network.
 
         It is tried on two rows of zeros; random numbers and the network's mode stay as they were.
+
+        Args:
+            shape: of one sample of data.
+            condition: what the data module tells it of two samples.
         """
-        if tuple(shape) != self.sample_shape:
+        if tuple(shape) != self.data_shape:
             raise ValueError(
-                f"the denoiser expects samples of shape {self.sample_shape} (channels, height, width), but the data "
+                f"the denoiser expects samples of shape {self.data_shape} (channels, height, width), but the data "
                 f"has {tuple(shape)}; resize the data, or choose a model that was trained on data of that shape."
             )
+        self.check_condition(condition)
         weight = next((p for p in self.network.parameters() if p.is_floating_point()), torch.empty(0))
-        noisy = torch.zeros(2, *shape, device=weight.device, dtype=weight.dtype)
+        noisy = torch.zeros(2, *self.sample_shape, device=weight.device, dtype=weight.dtype)
+        time = self.noise_schedule.network_time(torch.zeros(2, dtype=torch.long, device=weight.device))
+        told = arguments(condition, 2, weight.dtype) if condition else {}
         with undisturbed(self.network, weight.device):
             try:
-                result = self.network(noisy, torch.zeros(2, dtype=torch.long, device=weight.device))
-            except Exception:  # it may want a condition, or a time per token, of a batch: the first call tells
+                result = self.network(noisy, time, **_on(told, weight.device))
+            except Exception:  # it may want a time per token, or of a batch: the first call tells
                 return
         checked_output(self.network, result, noisy)
+
+    def check_condition(self, condition: Condition | None) -> None:
+        """Raise ValueError where the network needs an argument that `condition` has not, or knows one of it not."""
+        parameters = list(inspect.signature(self.network.forward).parameters.values())[2:]
+        named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        given = {name.partition(".")[0] for name in condition or {}}
+        needed = {p.name for p in named if p.default is p.empty} | _told_of_class(self.network)
+        name = type(self.network).__name__
+        if missing := sorted(needed - given):
+            raise ValueError(
+                f"{name} needs {', '.join(missing)}, which nobody gives: expected a data module whose batches and "
+                "seeds have it as their condition; set its `conditions`, for example to Labels or Prompts."
+            )
+        if len(named) == len(parameters) and (unknown := sorted(given - {p.name for p in named})):
+            raise ValueError(
+                f"the data module gives the condition {', '.join(unknown)}, which {name} does not take: expected some "
+                f"of {', '.join(p.name for p in named) or 'none'}; leave it out, or choose a conditional model."
+            )
 
 
 def checked_output(network: nn.Module, result: Any, noisy: Tensor) -> Tensor:
     """Return the tensor in what `network` returned for `noisy` `(B, *shape)`; raises as `Denoiser.call`."""
-    name, output = type(network).__name__, result if isinstance(result, Tensor) else getattr(result, "sample", None)
+    name, output = type(network).__name__, result
+    if isinstance(result, tuple) and result:
+        output = getattr(result, "sample", result[0])
+    elif isinstance(result, dict):
+        output = result.get("sample")
+    elif not isinstance(result, Tensor):
+        output = getattr(result, "sample", None)
     if not isinstance(output, Tensor) or not output.is_floating_point():
         got = f"a tensor of {output.dtype}" if isinstance(output, Tensor) else f"a {type(result).__name__}"
         raise TypeError(
             f"{name} must return a tensor of floats, or an object with one as .sample, but returned {got}; wrap it in "
             "a module whose forward returns that tensor."
         )
+    if output.ndim == noisy.ndim and output.shape[1] == 2 * noisy.shape[1] and learns_variance(network):
+        output = output[:, : noisy.shape[1]]
     if output.shape != noisy.shape:
         raise ValueError(
             f"{name} must return the shape of its input, {tuple(noisy.shape)}, but returned {tuple(output.shape)}; "
@@ -117,17 +213,21 @@ def checked_output(network: nn.Module, result: Any, noisy: Tensor) -> Tensor:
     return output
 
 
-def _shape_from_config(network: nn.Module) -> tuple[int, ...]:
-    config = getattr(network, "config", None)
-    if config is not None and config.get("sample_shape"):
-        return tuple(config["sample_shape"])
-    if config is None or "in_channels" not in config or not config.get("sample_size"):
-        raise ValueError(
-            f"sample_shape must be given for a {type(network).__name__}: the shape of one sample without batch, "
-            "for example (1, 28, 28)."
-        )
-    size = config["sample_size"]
-    shape = (config["in_channels"], *((size, size) if isinstance(size, int) else size))
-    if not all(type(side) is int and side > 0 for side in shape):
-        raise ValueError(f"the network's config gives a sample the shape {shape}: expected integers above 0.")
-    return shape
+def learns_variance(network: nn.Module) -> bool:
+    """Return whether the second half of the network's channels is a variance, which samplers here have no use for."""
+    config: Any = getattr(network, "config", None) or {}
+    channels = config.get("in_channels"), config.get("out_channels")
+    return None not in channels and channels[1] == 2 * channels[0]
+
+
+def _told_of_class(network: nn.Module) -> set[str]:
+    """Return the name of the labels that a class-conditional network of diffusers raises without."""
+    config: Any = getattr(network, "config", None) or {}
+    wants = config.get("num_class_embeds") or config.get("class_embed_type")
+    return {"class_labels"} if wants else set()
+
+
+def _on(given: Any, device: torch.device) -> Any:
+    if isinstance(given, dict):
+        return {name: _on(value, device) for name, value in given.items()}
+    return given.to(device)

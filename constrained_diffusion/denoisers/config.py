@@ -9,12 +9,14 @@ from typing import Any, NamedTuple, cast
 from torch import nn
 
 from constrained_diffusion.denoisers.adapter import Denoiser
-from constrained_diffusion.denoisers.schedule import DiffusersSchedule
+from constrained_diffusion.denoisers.schedule import DiffusersSchedule, read_schedule, scheduler_config
+from constrained_diffusion.diffusion.codec import Codec
 from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
 from constrained_diffusion.diffusion.normalizer import Normalizer
+from constrained_diffusion.diffusion.variance_preserving import VariancePreserving
 from constrained_diffusion.runtime import stored_networks
 
-_OBJECTS = ("network", "noise_schedule", "normalizer")  #: parts of a config that are objects themselves
+_OBJECTS = ("network", "noise_schedule", "codec", "null_condition")  #: parts of a config that are objects themselves
 
 
 class Parts(NamedTuple):
@@ -22,23 +24,26 @@ class Parts(NamedTuple):
 
     network: nn.Module
     noise_schedule: NoiseSchedule
-    normalizer: Normalizer | None = None
+    codec: Codec | None = None
     sample_shape: tuple[int, ...] | None = None
+    null_condition: dict[str, Any] | None = None
 
 
 def denoiser_config(denoiser: Denoiser) -> dict[str, Any]:
     """Return what `build` needs to make `denoiser` again, without its weights; plain JSON types only.
 
-    The network's config is None where its class is neither one of diffusers' nor `storable`.
+    The network's config is None where its class is neither one of diffusers' nor `storable`; the codec is None where
+    it has weights of its own, which its folder holds.
     """
     config = {
         "network": network_config(denoiser.network),
         "noise_schedule": schedule_config(denoiser.noise_schedule),
-        "normalizer": denoiser.normalizer.settings,
+        "codec": denoiser.codec.settings if isinstance(denoiser.codec, Normalizer) else None,
         "sample_shape": denoiser.sample_shape,
+        "null_condition": denoiser.null_condition or None,
     }
     plain: dict[str, Any] = json.loads(json.dumps(config, default=lambda value: value.tolist()))
-    return plain
+    return {key: value for key, value in plain.items() if value is not None or key not in ("codec", "null_condition")}
 
 
 def network_config(network: nn.Module) -> dict[str, Any]:
@@ -53,10 +58,13 @@ def network_config(network: nn.Module) -> dict[str, Any]:
 
 
 def schedule_config(schedule: NoiseSchedule) -> dict[str, Any]:
-    """Return the scheduler config of a `DiffusersSchedule`, or alpha-bar itself of any other schedule."""
+    """Return the config of a diffusers scheduler that `schedule` is, or alpha-bar itself of any other of DDPM's."""
+    if type(schedule) is VariancePreserving:
+        return {"alphas_cumprod": schedule.alphas_cumprod.tolist(), "prediction_type": schedule.prediction_type}
     if isinstance(schedule, DiffusersSchedule):
+        assert schedule.config is not None
         return schedule.config
-    return {"alphas_cumprod": schedule.alphas_cumprod.tolist(), "prediction_type": schedule.prediction_type}
+    return scheduler_config(schedule)
 
 
 def build(config: dict[str, Any], network: nn.Module | None = None) -> Denoiser:
@@ -69,7 +77,8 @@ def build(config: dict[str, Any], network: nn.Module | None = None) -> Denoiser:
     Raises:
         ValueError: the network cannot be made from the config, or something is missing from it.
     """
-    return Denoiser(*parts(config, network, None, "the dictionary"))
+    found = parts(config, network, None, "the dictionary")
+    return Denoiser(*found[:4], null_condition=found.null_condition)
 
 
 def is_diffusers(network: nn.Module) -> bool:
@@ -99,13 +108,14 @@ def parts(config: dict[str, Any], network: nn.Module | None, schedule: NoiseSche
             cls, settings = network_class(described["class"], source), described["config"]
             network = cls.from_config(settings) if hasattr(cls, "from_config") else cls(**settings)
         if schedule is None:
-            schedule = NoiseSchedule(**stored) if "alphas_cumprod" in stored else DiffusersSchedule(stored)
-        normalizer = Normalizer(**config["normalizer"]) if config.get("normalizer") else None
+            schedule = VariancePreserving(**stored) if "alphas_cumprod" in stored else read_schedule(stored)
+        codec = Normalizer(**config["codec"]) if config.get("codec") else None
     except (ValueError, ImportError):
         raise
     except Exception as error:  # what diffusers' networks raise on settings that do not fit has no common base
         raise ValueError(f"{source} holds a config that is damaged, or of another version: {error}.") from error
-    return Parts(network, schedule, normalizer, _shape(config.get("sample_shape"), source))
+    shape = _shape(config.get("sample_shape"), source)
+    return Parts(network, schedule, codec, shape, config.get("null_condition"))
 
 
 def _shape(stored: Any, source: str) -> tuple[int, ...] | None:

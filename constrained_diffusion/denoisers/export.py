@@ -13,12 +13,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from constrained_diffusion.denoisers.adapter import Denoiser
-from constrained_diffusion.denoisers.config import denoiser_config, is_diffusers, schedule_config
+from constrained_diffusion.denoisers.autoencoder import Autoencoder
+from constrained_diffusion.denoisers.config import denoiser_config, is_diffusers
 from constrained_diffusion.denoisers.loading import CONFIG_NAME, WEIGHTS_NAME
-from constrained_diffusion.denoisers.schedule import DiffusersSchedule
-from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
+from constrained_diffusion.denoisers.schedule import scheduler_config
+from constrained_diffusion.diffusion.variance_preserving import VariancePreserving
 
-_OURS = {CONFIG_NAME, WEIGHTS_NAME, "model_index.json", "config.json", "unet", "scheduler"}
+_OURS = {CONFIG_NAME, WEIGHTS_NAME, "model_index.json", "config.json", "unet", "transformer", "vae", "scheduler"}
 
 
 def export(denoiser: Denoiser, folder: str | Path, network: nn.Module | None = None) -> Path:
@@ -59,25 +60,33 @@ def weights_sha256(module: nn.Module) -> str:
 def _write(denoiser: Denoiser, network: nn.Module, folder: Path) -> None:
     config = denoiser_config(denoiser)
     if is_diffusers(network):
-        _write_diffusers(network, _scheduler_config(denoiser.noise_schedule), folder)
+        latent = isinstance(denoiser.codec, Autoencoder)
+        _write_diffusers(network, scheduler_config(denoiser.noise_schedule), folder, latent)
         del config["network"]
-        if isinstance(denoiser.noise_schedule, DiffusersSchedule):
+        if type(denoiser.noise_schedule) is not VariancePreserving:
             del config["noise_schedule"]  # the scheduler's own file says it
     else:
         weights = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in network.state_dict().items()}
         save_file(weights, folder / WEIGHTS_NAME)
+    if isinstance(denoiser.codec, Autoencoder):
+        denoiser.codec.network.save_pretrained(folder / "vae")
     (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     for weights_file in folder.rglob("*.safetensors"):  # which safetensors writes for their owner's eyes only
         shutil.copymode(folder / CONFIG_NAME, weights_file)
 
 
-def _write_diffusers(network: Any, scheduler_config: dict[str, Any], folder: Path) -> None:
-    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+def _write_diffusers(network: Any, config: dict[str, Any], folder: Path, latent: bool) -> None:
+    import diffusers
+    from diffusers import DDPMPipeline, UNet2DModel
 
-    scheduler = DDPMScheduler.from_config(scheduler_config)
-    if isinstance(network, UNet2DModel):
+    cls: Any = getattr(diffusers, config["_class_name"])
+    scheduler = cls.from_config({key: value for key, value in config.items() if not key.startswith("_")})
+    if isinstance(network, UNet2DModel) and not latent and config["_class_name"] == "DDPMScheduler":
         pipeline: Any = DDPMPipeline(unet=network, scheduler=scheduler)
         pipeline.save_pretrained(folder)
+    elif latent:
+        network.save_pretrained(folder / ("unet" if "UNet" in type(network).__name__ else "transformer"))
+        scheduler.save_pretrained(folder / "scheduler")
     else:
         network.save_pretrained(folder)
         scheduler.save_pretrained(folder / "scheduler")
@@ -85,18 +94,6 @@ def _write_diffusers(network: Any, scheduler_config: dict[str, Any], folder: Pat
         content = json.loads(path.read_text(encoding="utf-8"))
         if content.pop("_name_or_path", None) is not None:
             path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _scheduler_config(schedule: NoiseSchedule) -> dict[str, Any]:
-    if isinstance(schedule, DiffusersSchedule):
-        return schedule_config(schedule)
-    abar = schedule.alphas_cumprod.double()
-    betas = 1 - abar / torch.cat([abar.new_ones(1), abar[:-1]])
-    return {
-        "num_train_timesteps": len(betas),
-        "trained_betas": betas.tolist(),
-        "prediction_type": schedule.prediction_type,
-    }
 
 
 def _refuse_foreign(target: Path) -> None:

@@ -14,10 +14,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from constrained_diffusion.denoisers.adapter import Denoiser
+from constrained_diffusion.denoisers.autoencoder import Autoencoder
 from constrained_diffusion.denoisers.config import Parts, build, denoiser_config, network_class, parts
-from constrained_diffusion.denoisers.schedule import DiffusersSchedule
+from constrained_diffusion.denoisers.schedule import read_schedule
+from constrained_diffusion.diffusion.codec import Codec
 from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
-from constrained_diffusion.diffusion.normalizer import Normalizer
 from constrained_diffusion.runtime import assets, untrusted
 
 __all__ = ["PretrainedDenoiser", "build", "denoiser_config", "find", "load"]
@@ -29,6 +30,7 @@ METADATA_KEY = "constrained_diffusion"  #: the config in a safetensors file's me
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _COMPONENTS = ("unet", "transformer")
+AUTOENCODERS = ("vae", "vqvae", "movq")  #: folders that a pipeline's autoencoder may be in
 _PATTERNS = ["{}diffusion_pytorch_model.{}", "{}diffusion_pytorch_model-0*.{}"]  # whole or in shards, no half precision
 
 
@@ -38,11 +40,12 @@ class PretrainedDenoiser(Denoiser):
     Args:
         source: in this order, a zoo name; a path: a diffusers pipeline folder, a bare diffusers model folder, a folder
             written by `export`, a `.ckpt` of ours (its EMA weights), a `.safetensors` file; or a hub id `owner/name`.
-        normalizer: in place of the source's own. Without either: images in [0, 1], or the identity for the latents of a
-            pipeline with an autoencoder.
+        codec: in place of the source's own: units, or the autoencoder. Without either: images in [0, 1].
         network: for weights whose network is not diffusers': a module of the same class, which takes the weights.
         noise_schedule: in place of the source's own; needed where it has none.
         sample_shape: in place of the source's own.
+        guidance_scale: of classifier-free guidance in sampling; see `Denoiser`.
+        null_condition: in place of the source's own.
 
     Attributes:
         folder: where the source's files lie if it is a folder and nothing of it was replaced, else None.
@@ -56,20 +59,24 @@ class PretrainedDenoiser(Denoiser):
     def __init__(
         self,
         source: str,
-        normalizer: Normalizer | None = None,
+        codec: Codec | None = None,
         network: nn.Module | None = None,
         noise_schedule: NoiseSchedule | None = None,
         sample_shape: tuple[int, ...] | None = None,
+        guidance_scale: float = 1.0,
+        null_condition: dict[str, Any] | None = None,
     ) -> None:
         path = find(source)
         found = load(path, network, noise_schedule)
         super().__init__(
             found.network.eval(),
             noise_schedule or found.noise_schedule,
-            normalizer or found.normalizer,
+            codec or found.codec,
             sample_shape or found.sample_shape,
+            guidance_scale,
+            null_condition or found.null_condition,
         )
-        replaced = any(part is not None for part in (normalizer, noise_schedule, sample_shape))
+        replaced = any(part is not None for part in (codec, noise_schedule, sample_shape))
         self.folder: Path | None = path if path.is_dir() and not replaced else None
 
 
@@ -114,22 +121,23 @@ def _from_diffusers(folder: Path, network: nn.Module | None, schedule: NoiseSche
     if network is not None:
         raise ValueError(f"'{folder}' names its own network: leave `network` out, or give a .safetensors file.")
     index, config = _json(folder / "model_index.json"), _json(folder / CONFIG_NAME)
-    if not index and not (folder / "config.json").is_file():
+    inside = next((name for name in _COMPONENTS if (folder / name / "config.json").is_file()), None)
+    if not index and not (folder / "config.json").is_file() and inside is None:
         raise ValueError(
             f"'{folder}' is no diffusers folder: expected a model_index.json (a pipeline) or config.json (a network)."
         )
     component = next((name for name in _COMPONENTS if isinstance(index.get(name), list) and any(index[name])), None)
+    component = inside if component is None and not index else component
     if index and component is None:
         raise ValueError(f"the pipeline in '{folder}' has no noise predictor: expected a {' or '.join(_COMPONENTS)}.")
     scheduler = _json(folder / "scheduler" / "scheduler_config.json") or _json(folder / "scheduler_config.json")
-    given = schedule is not None or "noise_schedule" in config
-    if scheduler and (not given or "Flow" in str(scheduler.get("_class_name"))):
-        schedule = DiffusersSchedule(scheduler)  # refuses flow matching
+    if scheduler and schedule is None and "noise_schedule" not in config:
+        schedule = read_schedule(scheduler)
     # Old pipelines on the hub keep their only network in the top folder.
     part = folder / component if component and (folder / component).is_dir() else folder
-    if index.keys() & {"vae", "vqvae", "movq"}:
-        config.setdefault("normalizer", Normalizer().settings)
-    return parts(config, _diffusers_network(part), schedule, f"'{folder}'")
+    found = parts(config, _diffusers_network(part), schedule, f"'{folder}'")
+    encoder = next((folder / name for name in AUTOENCODERS if (folder / name / "config.json").is_file()), None)
+    return found if encoder is None or found.codec is not None else found._replace(codec=Autoencoder(str(encoder)))
 
 
 def _diffusers_network(folder: Path) -> nn.Module:
@@ -138,10 +146,11 @@ def _diffusers_network(folder: Path) -> nn.Module:
     config = _json(folder / "config.json")
     cls = network_class(str(config.get("_class_name", config.get("class"))), f"'{folder}/config.json'")
     channels = config.get("in_channels"), config.get("out_channels")
-    if None not in channels and channels[0] != channels[1]:
+    if None not in channels and channels[1] not in (channels[0], 2 * int(channels[0] or 0)):
         raise ValueError(
-            f"the network in '{folder}' takes {channels[0]} channels and returns {channels[1]}: expected as many "
-            "(learned variances and masks are not supported); wrap it in a module that returns the noise alone."
+            f"the network in '{folder}' takes {channels[0]} channels and returns {channels[1]}: expected as many, "
+            "or twice as many where the variance is learnt (masks are not supported); wrap it in a module that returns "
+            "the noise alone."
         )
     fast = is_accelerate_available()
     try:

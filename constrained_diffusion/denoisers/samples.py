@@ -13,8 +13,8 @@ from constrained_diffusion.diffusion.sampler import Sampler, seeded_noise
 @torch.no_grad()
 def draw(denoiser: PretrainedDenoiser, sampler: Sampler, count: int, batch_size: int = 250) -> Tensor:
     """Return the samples of seeds 0 .. count - 1, `(count, *shape)`, in the data's units."""
-    found, total = [], denoiser.noise_schedule.num_timesteps
+    found, schedule = [], denoiser.noise_schedule
     for seeds in track(torch.arange(count).split(batch_size), description=f"{count} samples, {sampler.steps} steps"):
-        z = seeded_noise(seeds.tolist(), denoiser.sample_shape, sampler, total)
-        found.append(denoiser.normalizer.denormalize(sampler(denoiser.predict, denoiser.noise_schedule, z)))
+        z = seeded_noise(seeds.tolist(), denoiser.sample_shape, sampler, schedule)
+        found.append(denoiser.codec.decode(sampler(denoiser.predictor(), schedule, z)))
     return torch.cat(found)

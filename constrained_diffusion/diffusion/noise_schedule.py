@@ -1,119 +1,108 @@
-"""The forward process and the conversions between what a network may predict.
+"""How a clean sample and noise meet, in every family of models, and what a network's output says of both.
 
 | paper | code | shape |
 |---|---|---|
 | x_0 | `clean` | `(B, *shape)` |
-| x_t | `noisy` | `(B, *shape)` |
+| x_t = s x_0 + sigma eps | `noisy` | `(B, *shape)` |
 | epsilon, epsilon_theta | `noise`, `predicted_noise` | `(B, *shape)` |
-| t | `timesteps` | `(B,)`, or `(B, L)` for one noise level per token of `(B, L, ...)` |
-| alpha-bar_t | `alphas_cumprod[timesteps]` | buffer `(T,)` |
+| s, sigma | `signal`, `sigma` | broadcast against a sample |
+| t | `timesteps`, in [0, T), larger is noisier | `(B,)`, or `(B, L)` for one level per token of `(B, L, ...)` |
+
+A timestep is a place on the list of levels that the model was trained with. It is an integer where the model knows no
+levels between those, else a float in double precision.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal, Self, get_args
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from constrained_diffusion.runtime.precision import keep_float32
+from constrained_diffusion.diffusion.prediction_types import PredictionType
 
-PredictionType = Literal["epsilon", "sample", "v_prediction"]
+if TYPE_CHECKING:
+    from constrained_diffusion.diffusion.sampler import Sampler
 
 
-class NoiseSchedule(nn.Module):
-    """alpha-bar as a buffer, and the algebra between clean sample, noise and velocity.
+class Level(NamedTuple):
+    """One noise level of a sampler's grid, in Python floats, which compute in double precision."""
 
-    Args:
-        alphas_cumprod: alpha-bar_t for t = 0 .. T-1, shape `(T,)`, in [0, 1], never rising.
-        prediction_type: what the network returns: the noise, the clean sample, or v = sqrt(abar) eps - sqrt(1-abar) x0.
+    timestep: float  #: as the schedule counts; nobody asks the last level for it
+    signal: float
+    sigma: float
 
-    Raises:
-        ValueError: alpha-bar is not such a sequence, or the prediction type is unknown.
+
+class NoiseSchedule(nn.Module, ABC):
+    """A family of models: signal and noise at each level, what the network sees of a level, and the sampler's grid.
+
+    Attributes:
+        num_timesteps: T, how many levels the model was trained with.
+        prediction: what its network returns.
+        sampler_settings: the arguments of `Sampler` that the model's own pipeline has; others are the family's.
+        config: of the diffusers scheduler that it was read from; None where it was not.
+        least_sigma: the noise that a predicted clean sample still has; above 0 for consistency models alone.
     """
 
-    alphas_cumprod: Tensor
+    num_timesteps: int
+    prediction: PredictionType
+    sampler_settings: dict[str, Any]
+    prediction_type: str
+    config: dict[str, Any] | None = None
+    least_sigma: float = 0.0
 
-    def __init__(self, alphas_cumprod: Tensor | Sequence[float], prediction_type: PredictionType = "epsilon") -> None:
-        super().__init__()
-        abar = torch.as_tensor(alphas_cumprod, dtype=torch.float32)
-        valid = abar.ndim == 1 and len(abar) > 0 and bool(((abar >= 0) & (abar <= 1)).all())
-        if not valid or bool((abar.diff() > 0).any()):
-            values = f"values from {abar.flatten()[0]:.3g} to {abar.flatten()[-1]:.3g}" if abar.numel() else "no values"
-            raise ValueError(
-                "NoiseSchedule expects alphas_cumprod of shape (T,), in [0, 1] and never rising; "
-                f"got shape {tuple(abar.shape)} with {values}."
-            )
-        if prediction_type not in get_args(PredictionType):
-            raise ValueError(
-                f"prediction_type must be one of {', '.join(get_args(PredictionType))}, got '{prediction_type}'; "
-                "flow-matching models are not supported."
-            )
-        self.prediction_type = prediction_type
-        self.register_buffer("alphas_cumprod", abar)
+    @abstractmethod
+    def signal_and_sigma(self, timesteps: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+        """Return s and sigma at `timesteps`, both of its shape and computed in `dtype`, single precision or better."""
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        # In half precision alpha-bar of small t would be 1, and sigma 0.
-        return super()._apply(keep_float32(fn), recurse)  # type: ignore[no-untyped-call, no-any-return]
+    @abstractmethod
+    def grid(self, sampler: Sampler) -> list[Level]:
+        """Return the levels of `sampler`, from noisy to clean: one for each step, and the end.
 
-    @property
-    def num_timesteps(self) -> int:
-        """T, the number of noise levels."""
-        return len(self.alphas_cumprod)
+        Raises:
+            ValueError: it asks for a spacing or for more steps than this family has.
+        """
 
-    def levels(self) -> list[float]:
-        """Return alpha-bar as Python floats, which compute in double precision and leave a tensor's dtype as it is."""
-        values: list[float] = self.alphas_cumprod.tolist()
-        return values
+    @abstractmethod
+    def as_timesteps(self, values: Tensor) -> Tensor:
+        """Return the timesteps at `values`, any numbers in [0, T), as the network was trained with them."""
+
+    def network_time(self, timesteps: Tensor) -> Tensor:
+        """Return what the network is told of `timesteps`."""
+        return timesteps
+
+    def network_input(self, noisy: Tensor, timesteps: Tensor) -> Tensor:
+        """Return what the network is shown of `noisy`."""
+        return noisy
 
     def coefficients(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Return sqrt(alpha-bar) and sqrt(1 - alpha-bar) at `timesteps`, shaped to broadcast against `like`."""
-        abar = self.alphas_cumprod[timesteps]
-        abar = abar.to(torch.promote_types(abar.dtype, like.dtype))  # in bfloat16, 1 - alpha-bar is 0 at small t
-        abar = abar.reshape(abar.shape + (1,) * (like.ndim - abar.ndim))
-        return abar.sqrt().to(like.dtype), (1 - abar).sqrt().to(like.dtype)
+        """Return s and sigma at `timesteps`, shaped to broadcast against `like`, in its precision."""
+        # In bfloat16 sigma would be 0 at small t.
+        signal, sigma = self.signal_and_sigma(timesteps, torch.promote_types(torch.float32, like.dtype))
+        wide = signal.shape + (1,) * (like.ndim - signal.ndim)
+        return signal.reshape(wide).to(like.dtype), sigma.reshape(wide).to(like.dtype)
 
     def add_noise(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Return x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps (P eq. 6), shape of `clean`."""
+        """Return x_t = s x_0 + sigma eps (P eq. 6 for the family of DDPM), shape of `clean`."""
         signal, sigma = self.coefficients(timesteps, clean)
         return signal * clean + sigma * noise
 
     def target(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Return what the network should output for this clean sample and noise, in its own prediction type."""
-        if self.prediction_type == "epsilon":
-            return noise
-        if self.prediction_type == "sample":
-            return clean
-        signal, sigma = self.coefficients(timesteps, clean)
-        return signal * noise - sigma * clean
+        return self.prediction.target(clean, noise, *self.coefficients(timesteps, clean))
 
     def to_clean(self, output: Tensor, noisy: Tensor, timesteps: Tensor) -> Tensor:
         """Return x-hat(x_t, t) from the network's output (P Alg. 1), not clamped."""
-        signal, sigma = self.coefficients(timesteps, noisy)
-        if self.prediction_type == "epsilon":
-            return (noisy - sigma * output) / signal
-        if self.prediction_type == "sample":
-            return output
-        return signal * noisy - sigma * output
+        return self.prediction.to_clean(output, noisy, *self.coefficients(timesteps, noisy))
 
     def from_clean(self, clean: Tensor, noisy: Tensor, timesteps: Tensor) -> Tensor:
         """Return the output that means the clean sample `clean`: the inverse of `to_clean`, affine in `clean`."""
-        signal, sigma = self.coefficients(timesteps, noisy)
-        if self.prediction_type == "epsilon":
-            return (noisy - signal * clean) / sigma
-        if self.prediction_type == "sample":
-            return clean
-        return (signal * noisy - clean) / sigma
+        return self.prediction.from_clean(clean, noisy, *self.coefficients(timesteps, noisy))
 
     def to_noise(self, output: Tensor, noisy: Tensor, timesteps: Tensor) -> Tensor:
         """Return the noise that the network's output implies."""
-        signal, sigma = self.coefficients(timesteps, noisy)
-        if self.prediction_type == "epsilon":
-            return output
-        if self.prediction_type == "sample":
-            return (noisy - signal * output) / sigma
-        return sigma * noisy + signal * output
+        return self.prediction.to_noise(output, noisy, *self.coefficients(timesteps, noisy))
 
     def loss_weight(self, timesteps: Tensor, snr_gamma: float, snr_floor: float = 0.0) -> Tensor:
         """Return the weight of the squared error on the network's own target, shape of `timesteps`.
@@ -121,10 +110,11 @@ class NoiseSchedule(nn.Module):
         max(min(SNR, gamma), floor) on the clean sample, converted to the target in use: min-SNR (Hang et al. 2023,
         arXiv 2303.09556, sec. 3.4), and truncated SNR (Salimans and Ho 2022, arXiv 2202.00512, sec. 4).
         """
-        abar = self.alphas_cumprod[timesteps]
-        snr = abar / (1 - abar)
-        if self.prediction_type == "epsilon":
-            weight = (snr_gamma / snr).clamp(max=1)
-            return weight.maximum(snr_floor / snr) if snr_floor else weight
-        weight = snr.clamp(min=snr_floor, max=snr_gamma)
-        return weight if self.prediction_type == "sample" else weight / (snr + 1)
+        snr, sigma = self.snr(timesteps), self.signal_and_sigma(timesteps)[1]
+        snr = snr.clamp(torch.finfo(snr.dtype).tiny, torch.finfo(snr.dtype).max)
+        return self.prediction.weight(snr.clamp(snr_floor or None, snr_gamma), snr, sigma).float()
+
+    def snr(self, timesteps: Tensor) -> Tensor:
+        """Return the ratio of signal to noise, (s / sigma)^2, shape of `timesteps`."""
+        signal, sigma = self.signal_and_sigma(timesteps)
+        return (signal / sigma).square()

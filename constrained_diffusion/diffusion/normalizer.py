@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from constrained_diffusion.diffusion.codec import Codec
 
 
-class Normalizer(nn.Module):
+class Normalizer(Codec):
     """The affine map between the data's units and the network's, with the data's range; it travels with the model.
 
     Args:
@@ -22,7 +24,7 @@ class Normalizer(nn.Module):
         ValueError: std is not positive, or the range is empty.
 
     Example:
-        >>> Normalizer(mean=0.5, std=0.5, low=0.0, high=1.0).normalize(torch.tensor([0.0, 1.0]))
+        >>> Normalizer(mean=0.5, std=0.5, low=0.0, high=1.0).encode(torch.tensor([0.0, 1.0]))
         tensor([-1.,  1.])
     """
 
@@ -46,20 +48,20 @@ class Normalizer(nn.Module):
         if low is not None and high is not None and low >= high:
             raise ValueError(f"Normalizer expects low < high, got low={low}, high={high}.")
 
-    def normalize(self, data: Tensor) -> Tensor:
+    def encode(self, data: Tensor) -> Tensor:
         """Map data units to network units."""
         return (data - self.mean.to(data.dtype)) / self.std.to(data.dtype)
 
-    def denormalize(self, normalized: Tensor) -> Tensor:
+    def decode(self, encoded: Tensor) -> Tensor:
         """Map network units to data units."""
-        return normalized * self.std.to(normalized.dtype) + self.mean.to(normalized.dtype)
+        return encoded * self.std.to(encoded.dtype) + self.mean.to(encoded.dtype)
 
-    def clamp(self, normalized: Tensor) -> Tensor:
+    def clamp(self, encoded: Tensor) -> Tensor:
         """Clamp to the data's range; the gradient passes straight through, so that a clamped pixel can still move."""
         if self.low is None and self.high is None:
-            return normalized
-        clamped = self.normalize(self.denormalize(normalized).clamp(self.low, self.high))
-        return clamped.detach() + (normalized - normalized.detach())  # the sum is `clamped` to the last bit
+            return encoded
+        clamped = self.encode(self.decode(encoded).clamp(self.low, self.high))
+        return clamped.detach() + (encoded - encoded.detach())  # the sum is `clamped` to the last bit
 
 
 class MeasuredNormalizer(Normalizer):

@@ -59,7 +59,7 @@ def attempt_seed(seed: int, attempt: int) -> int:
 
 
 def rejection_sample(
-    draw: Callable[[list[int]], Tensor],
+    draw: Callable[[list[int], list[int]], Tensor],
     feasible: Callable[[Tensor], Tensor],
     seeds: Sequence[int],
     max_draws: int = 100,
@@ -67,7 +67,8 @@ def rejection_sample(
     """Draw for every seed until its sample is feasible; the rows still open are drawn together.
 
     Args:
-        draw: maps seeds to samples `(len(seeds), *shape)`, one per seed and dependent on that seed alone.
+        draw: maps seeds, and the places in `seeds` that they are drawn for, to samples `(len(seeds), *shape)`, one per
+            seed and dependent on that seed alone.
         feasible: maps samples `(B, *shape)` to `(B,)`, true or 1 where a sample is feasible.
         seeds: N different ones, at least one.
         max_draws: a seed that has found nothing after so many is given up, and its row of `accepted` is False.
@@ -76,13 +77,13 @@ def rejection_sample(
         ValueError: max_draws < 1, or `feasible` does not give one truth value per sample.
     """
     Rejection(max_draws)
-    samples = draw(list(seeds))
+    samples = draw(list(seeds), list(range(len(seeds))))
     draws, accepted = torch.ones(len(samples), dtype=torch.long), _truth(feasible(samples), len(samples))
     for attempt in range(1, max_draws):
         rows = (~accepted).nonzero().squeeze(1)
         if not len(rows):
             break
-        again = draw([attempt_seed(seeds[row], attempt) for row in rows.tolist()])
+        again = draw([attempt_seed(seeds[row], attempt) for row in rows.tolist()], rows.tolist())
         samples = samples.index_copy(0, rows.to(samples.device), again)
         draws[rows] += 1
         accepted[rows] = _truth(feasible(again), len(again))

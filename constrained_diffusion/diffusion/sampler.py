@@ -1,126 +1,138 @@
-"""DDIM(eta) as a pure, differentiable map from noise to sample, M_theta(z) (Song et al. 2020, arXiv 2010.02502).
+"""One sampler of every family, as a pure, differentiable map from noise to sample, M_theta(z).
 
-z, the `noise_sequence`, has shape `(B, 1 + K, *shape)`: the initial noise x_T, then the noise of each of the K steps
-that inject one. Nothing is drawn inside, and there is no `no_grad`: both are the caller's.
+From level t to level s, with std = eta (sigma_s / sigma_t) sqrt(sigma_t^2 - (s_t / s_s)^2 sigma_s^2),
+
+    x_s = s_s x-hat + sqrt(sigma_s^2 - std^2) eps-hat + std z
+
+which is DDIM(eta) for DDPM's family (Song et al. 2020, arXiv 2010.02502, eq. 12 and 16), Euler's method on the
+probability flow for flow matching, and Euler on sigmas, with eta = 1 Euler ancestral, for EDM's. Consistency models put
+fresh noise onto the clean sample instead: std = sigma_s (Song et al. 2023, arXiv 2303.01469, Algorithm 1).
+
+z, the `noise_sequence`, has shape `(B, 1 + K, *shape)`: the initial noise, then the noise of each of the K steps that
+inject one. Nothing is drawn inside, and there is no `no_grad`: both are the caller's.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
+from constrained_diffusion.diffusion.noise_schedule import Level, NoiseSchedule
 from constrained_diffusion.diffusion.prediction import Predict
 from constrained_diffusion.runtime.randomness import keyed_normal
 
-Spacing = Literal["leading", "trailing", "linspace"]
+Start = Literal["marginal", "noise"]
 CleanHook = Callable[[Tensor, Tensor], Tensor]
+Pair = tuple[Level, Level]
 
 SAMPLING = 0x5A  # the stream of initial noises, apart from the training streams
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """Settings of DDIM.
+    """Settings of the sampler; None stands for what the model's own pipeline does, or else for its family's.
 
     Args:
         steps: number of denoiser calls.
         eta: 0 is the deterministic sampler (z is the initial noise alone), 1 injects noise as DDPM does.
-        spacing: how the steps lie on the training grid; the names are diffusers'.
+        spacing: how the steps are placed, see `NoiseSchedule.grid` of the family: "leading", "trailing", "linspace",
+            "interpolated", "lcm"; "karras", "exponential", "list"; "linear", "training".
         steps_offset: added to every timestep under "leading" spacing (Stable Diffusion uses 1).
-        set_alpha_to_one: whether alpha-bar after the last step is 1 (a fully clean sample) or alpha-bar_0.
+        set_alpha_to_one: whether the last step ends in a fully clean sample, or at the lowest noise of the schedule.
         clip_sample: use the predicted clean sample as clamped to the data range.
+        renoise: put fresh noise onto the clean sample, as consistency models and LCM do; eta then has no say.
+        start: what the initial noise is multiplied by: "marginal", the deviation of x_T for data of unit variance, or
+            "noise", sigma_T, as diffusers' Euler schedulers do under other than leading spacing.
 
     Raises:
-        ValueError: steps < 1, eta outside [0, 1], or an unknown spacing.
+        ValueError: steps < 1, or eta outside [0, 1].
     """
 
     steps: int = 20
     eta: float = 0.0
-    spacing: Spacing = "trailing"
-    steps_offset: int = 0
-    set_alpha_to_one: bool = True
-    clip_sample: bool = True
+    spacing: str | None = None
+    steps_offset: int | None = None
+    set_alpha_to_one: bool | None = None
+    clip_sample: bool | None = None
+    renoise: bool | None = None
+    start: Start | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1 or not 0 <= self.eta <= 1:
             raise ValueError(f"Sampler expects steps >= 1 and eta in [0, 1], got steps={self.steps}, eta={self.eta}.")
-        if self.spacing not in get_args(Spacing):
-            raise ValueError(f"spacing must be one of {', '.join(get_args(Spacing))}, got '{self.spacing}'.")
 
-    def pairs(self, num_timesteps: int) -> list[tuple[int, int]]:
-        """Return the (t, t_prev) pairs from noisy to clean; t_prev = -1 stands for the end of the last step.
+    def of(self, schedule: NoiseSchedule) -> Sampler:
+        """Return the sampler with every None filled in by the model's own settings, or by those of DDIM."""
+        own: dict[str, Any] = {"spacing": "trailing", "steps_offset": 0, "set_alpha_to_one": True, "clip_sample": True}
+        own |= {"renoise": False, "start": "marginal", **schedule.sampler_settings}
+        return replace(self, **{name: value for name, value in own.items() if getattr(self, name) is None})
 
-        >>> Sampler(steps=2, spacing="leading").pairs(1000)
-        [(500, 0), (0, -1)]
-
-        The grids are those of diffusers' DDIMScheduler, in its own arithmetic, so that ties round alike; the pairs are
-        not its `t - T // n`, which misses the grid unless n divides T.
+    def pairs(self, schedule: NoiseSchedule) -> list[Pair]:
+        """Return the levels that each step leads from and to, from noisy to clean.
 
         Raises:
-            ValueError: more steps than the schedule has, or an offset that leads out of it.
+            ValueError: as `NoiseSchedule.grid`.
         """
-        if self.steps > num_timesteps:
-            raise ValueError(f"expected at most {num_timesteps} steps, the schedule's length, got {self.steps}.")
-        if self.spacing == "leading":
-            stride = num_timesteps // self.steps
-            times = [i * stride + self.steps_offset for i in reversed(range(self.steps))]
-        elif self.spacing == "trailing":  # cut, because rounding errors may give arange one element too many
-            grid = np.arange(num_timesteps, 0, -num_timesteps / self.steps)[: self.steps]
-            times = [int(t) - 1 for t in grid.round()]
-        else:
-            times = [int(t) for t in np.linspace(0, num_timesteps - 1, self.steps).round()[::-1]]
-        if not 0 <= times[-1] <= times[0] < num_timesteps:
-            raise ValueError(
-                f"steps_offset={self.steps_offset} puts the timesteps in [{times[-1]}, {times[0]}], outside the "
-                f"schedule's [0, {num_timesteps - 1}]; lower it, or take fewer steps."
-            )
-        return list(zip(times, [*times[1:], -1], strict=True))
+        levels = schedule.grid(self.of(schedule))
+        return list(pairwise(levels))
 
-    def injects(self, t: int, previous: int) -> bool:
-        """Return whether the step from `t` to `previous` injects noise: not onto alpha-bar = 1, nor from t = 0 to 0."""
-        return self.eta > 0 and (previous >= 0 or (t > 0 and not self.set_alpha_to_one))
+    def coefficients(self, schedule: NoiseSchedule, pair: Pair) -> tuple[float, float, float]:
+        """Return the factors of the predicted clean sample, the predicted noise and the injected noise."""
+        if self.of(schedule).renoise:
+            return pair[1].signal, 0.0, math.sqrt(max(pair[1].sigma ** 2 - schedule.least_sigma**2, 0.0))
+        return step_coefficients(*pair, self.eta)
 
-    def injecting_steps(self, num_timesteps: int) -> int:
-        """Return K, the number of steps that inject noise; a step that ends in alpha-bar = 1 has none to inject."""
-        return sum(self.injects(t, previous) for t, previous in self.pairs(num_timesteps))
+    def injects(self, schedule: NoiseSchedule, pair: Pair) -> bool:
+        """Return whether the step injects noise: not onto a clean sample, nor where the noise stays as it is."""
+        return self.coefficients(schedule, pair)[2] > 0
+
+    def injecting_steps(self, schedule: NoiseSchedule) -> int:
+        """Return K, the number of steps that inject noise."""
+        return sum(self.injects(schedule, pair) for pair in self.pairs(schedule))
+
+    def initial(self, schedule: NoiseSchedule) -> float:
+        """Return what the initial noise is multiplied by."""
+        first = self.pairs(schedule)[0][0]
+        return first.sigma if self.of(schedule).start == "noise" else math.hypot(first.signal, first.sigma)
 
     def __call__(self, predict: Predict, noise_schedule: NoiseSchedule, noise_sequence: Tensor) -> Tensor:
-        """Map `noise_sequence` `(B, 1 + K, *shape)` to samples `(B, *shape)` in network units; see `ddim`."""
-        return ddim(predict, noise_schedule, noise_sequence, self)
+        """Map `noise_sequence` `(B, 1 + K, *shape)` to samples `(B, *shape)` in network units; see `sample`."""
+        return sample(predict, noise_schedule, noise_sequence, self)
 
 
-def step_coefficients(a_t: float, a_previous: float, eta: float) -> tuple[float, float, float]:
-    """Return the factors of the predicted clean sample, the predicted noise and the injected noise (eq. 12 and 16).
+def step_coefficients(level: Level, following: Level, eta: float) -> tuple[float, float, float]:
+    """Return the factors of the predicted clean sample, the predicted noise and the injected noise.
 
-    >>> step_coefficients(0.5, 1.0, eta=1.0)  # a step onto alpha-bar = 1 leaves the clean sample alone
+    >>> step_coefficients(Level(9, 0.6, 0.8), Level(0, 1.0, 0.0), eta=1.0)  # the last step leaves the clean sample
     (1.0, 0.0, 0.0)
     """
-    variance = (1 - a_previous) / (1 - a_t) * (1 - a_t / a_previous) if a_t < a_previous else 0.0
-    sigma = eta * math.sqrt(variance)
-    return math.sqrt(a_previous), math.sqrt(max(1 - a_previous - sigma**2, 0.0)), sigma
+    if not eta or following.sigma == 0:
+        return following.signal, following.sigma, 0.0
+    left = level.sigma**2 - (level.signal / following.signal * following.sigma) ** 2
+    std = eta * following.sigma / level.sigma * math.sqrt(max(left, 0.0))
+    return following.signal, math.sqrt(max(following.sigma**2 - std**2, 0.0)), std
 
 
-def ddim(
+def sample(
     predict: Predict,
     noise_schedule: NoiseSchedule,
     noise_sequence: Tensor,
     sampler: Sampler,
     on_clean: CleanHook | None = None,
-    progress: Callable[[Sequence[tuple[int, int]]], Sequence[tuple[int, int]]] | None = None,
+    progress: Callable[[Sequence[Pair]], Sequence[Pair]] | None = None,
 ) -> Tensor:
     """Map `noise_sequence` `(B, 1 + K, *shape)` to samples `(B, *shape)` in network units.
 
     Args:
         predict: `(x_t, timesteps) -> Prediction`, a denoiser with its conditioning bound.
-        noise_schedule: gives alpha-bar.
-        noise_sequence: z; K must be `sampler.injecting_steps(T)`.
+        noise_schedule: the model's family and levels.
+        noise_sequence: z; K must be `sampler.injecting_steps(noise_schedule)`.
         sampler: the settings.
         on_clean: `(predicted_clean, timesteps) -> predicted_clean`, the place of guidance and projection.
         progress: wraps the list of steps, for a progress bar.
@@ -128,29 +140,41 @@ def ddim(
     Raises:
         ValueError: the noise sequence has the wrong number of slices.
     """
-    pairs = sampler.pairs(noise_schedule.num_timesteps)
-    check_slices(noise_sequence, sampler, noise_schedule.num_timesteps)
-    abar = noise_schedule.levels()
-    final = 1.0 if sampler.set_alpha_to_one else abar[0]
-    noisy, injected = noise_sequence[:, 0], 1
-    for t, previous in progress(pairs) if progress else pairs:
-        timesteps = torch.full((len(noisy),), t, device=noisy.device)
+    check_slices(noise_sequence, sampler, noise_schedule)
+    settings, pairs = sampler.of(noise_schedule), sampler.pairs(noise_schedule)
+    noisy, injected = scaled(noise_sequence[:, 0], sampler.initial(noise_schedule)), 1
+    for pair in progress(pairs) if progress else pairs:
+        timesteps = at_level(pair[0], noisy)
         output, noise, clean = predict(noisy, timesteps)
-        if not sampler.clip_sample:
+        if not settings.clip_sample:
             clean = noise_schedule.to_clean(output, noisy, timesteps)
         if on_clean is not None:
             clean = on_clean(clean, timesteps)
-        signal, direction, sigma = step_coefficients(abar[t], abar[previous] if previous >= 0 else final, sampler.eta)
+        signal, direction, std = sampler.coefficients(noise_schedule, pair)
         noisy = signal * clean + direction * noise
-        if sampler.injects(t, previous):
-            noisy = noisy + sigma * noise_sequence[:, injected]
+        if std > 0:
+            noisy = noisy + std * noise_sequence[:, injected]
             injected += 1
     return noisy
 
 
-def check_slices(noise_sequence: Tensor, sampler: Sampler, num_timesteps: int) -> None:
+def at_level(level: Level, noisy: Tensor) -> Tensor:
+    """Return the timesteps `(B,)` of rows that are at `level`: integers, or fractions in double precision."""
+    device = noisy.device
+    if isinstance(level.timestep, int):
+        return torch.full((len(noisy),), level.timestep, device=device)
+    exact = torch.float32 if device.type == "mps" else torch.float64  # which Apple's GPUs lack
+    return torch.full((len(noisy),), level.timestep, device=device, dtype=exact)
+
+
+def scaled(noise: Tensor, factor: float) -> Tensor:
+    """Return `factor * noise`; nothing is rounded where the factor is 1 but for rounding."""
+    return noise if math.isclose(factor, 1.0, rel_tol=1e-12) else factor * noise
+
+
+def check_slices(noise_sequence: Tensor, sampler: Sampler, schedule: NoiseSchedule) -> None:
     """Raise ValueError unless `noise_sequence` `(B, 1 + K, *shape)` has the slices that `sampler` reads."""
-    expected = 1 + sampler.injecting_steps(num_timesteps)
+    expected = 1 + sampler.injecting_steps(schedule)
     if noise_sequence.shape[1] != expected:
         raise ValueError(
             f"noise_sequence needs {expected} slices (the initial noise and one per injecting step) for "
@@ -158,7 +182,7 @@ def check_slices(noise_sequence: Tensor, sampler: Sampler, num_timesteps: int) -
         )
 
 
-def seeded_noise(seeds: Sequence[int], shape: Sequence[int], sampler: Sampler, num_timesteps: int) -> Tensor:
+def seeded_noise(seeds: Sequence[int], shape: Sequence[int], sampler: Sampler, schedule: NoiseSchedule) -> Tensor:
     """Return z of shape `(len(seeds), 1 + K, *shape)`; sample s depends on its own seed alone."""
-    slices = 1 + sampler.injecting_steps(num_timesteps)
+    slices = 1 + sampler.injecting_steps(schedule)
     return keyed_normal([(SAMPLING, int(seed)) for seed in seeds], (slices, *shape))

@@ -1,4 +1,4 @@
-"""DDIM where tokens are at different noise levels, as in Diffusion Forcing (Chen et al. 2024, arXiv 2407.01392).
+"""The sampler where tokens are at different noise levels, as in Diffusion Forcing (Chen et al. 2024, arXiv 2407.01392).
 
 A scheduling matrix `(M + 1, L)` says after how many of its K steps each token is before the first and after each of the
 M calls of the denoiser: from all 0 to all K, going up by 0 or 1 a call.
@@ -13,16 +13,16 @@ from torch import Tensor
 
 from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
 from constrained_diffusion.diffusion.prediction import Predict
-from constrained_diffusion.diffusion.sampler import Sampler, check_slices, step_coefficients
+from constrained_diffusion.diffusion.sampler import Sampler, check_slices, scaled
 
 
 @dataclass(frozen=True)
 class PyramidSampler(Sampler):
-    """DDIM by a pyramid: each token is denoised `lag` steps later than the one before it, near future first.
+    """The sampler by a pyramid: each token is denoised `lag` steps later than the one before it, near future first.
 
     Args:
         lag: 0 is the full sequence at once; `steps` is one token after the other.
-        steps, eta, spacing, steps_offset, set_alpha_to_one, clip_sample: see `Sampler`.
+        steps, eta, spacing, steps_offset, set_alpha_to_one, clip_sample, renoise, start: see `Sampler`.
 
     Raises:
         ValueError: a negative lag, or what `Sampler` raises.
@@ -37,7 +37,7 @@ class PyramidSampler(Sampler):
 
     def __call__(self, predict: Predict, noise_schedule: NoiseSchedule, noise_sequence: Tensor) -> Tensor:
         matrix = pyramid(self.steps, noise_sequence.shape[2], self.lag)
-        return token_ddim(predict, noise_schedule, noise_sequence, self, matrix)
+        return token_sample(predict, noise_schedule, noise_sequence, self, matrix)
 
 
 def pyramid(steps: int, tokens: int, lag: int = 1) -> Tensor:
@@ -50,7 +50,7 @@ def pyramid(steps: int, tokens: int, lag: int = 1) -> Tensor:
     return (calls[:, None] - lag * torch.arange(tokens)).clamp(0, steps)
 
 
-def token_ddim(
+def token_sample(
     predict: Predict, noise_schedule: NoiseSchedule, noise_sequence: Tensor, sampler: Sampler, matrix: Tensor
 ) -> Tensor:
     """Map `noise_sequence` `(B, 1 + K, L, ...)` to samples `(B, L, ...)` in network units.
@@ -59,15 +59,15 @@ def token_ddim(
 
     Args:
         predict: `(x_t, timesteps) -> Prediction`.
-        noise_schedule: gives alpha-bar.
-        noise_sequence: z; see `sampling.ddim`.
+        noise_schedule: the model's family and levels.
+        noise_sequence: z; see `sampler.sample`.
         sampler: the settings.
         matrix: the scheduling matrix `(M + 1, L)`.
 
     Raises:
-        ValueError: the noise sequence has the wrong number of slices, or the matrix is no scheduling matrix.
+        ValueError: the noise sequence has the wrong number of slices, or the matrix is not a scheduling matrix.
     """
-    check_slices(noise_sequence, sampler, noise_schedule.num_timesteps)
+    check_slices(noise_sequence, sampler, noise_schedule)
     moves = matrix.diff(dim=0)
     ends = (matrix[0] == 0).all() and (matrix[-1] == sampler.steps).all()
     if matrix.shape[1:] != noise_sequence.shape[2:3] or not ends or not ((moves == 0) | (moves == 1)).all():
@@ -75,23 +75,23 @@ def token_ddim(
             f"expected a scheduling matrix (M + 1, {noise_sequence.shape[2]}) from all 0 to all {sampler.steps} in "
             f"moves of 0 or 1, got one of shape {tuple(matrix.shape)}; `pyramid` makes one."
         )
-    pairs, abar = sampler.pairs(noise_schedule.num_timesteps), noise_schedule.levels()
-    final = 1.0 if sampler.set_alpha_to_one else abar[0]
-    steps = [step_coefficients(abar[t], abar[p] if p >= 0 else final, sampler.eta) for t, p in pairs]
+    settings, pairs = sampler.of(noise_schedule), sampler.pairs(noise_schedule)
+    steps = [sampler.coefficients(noise_schedule, pair) for pair in pairs]
     table = torch.tensor([*steps, (0.0, 0.0, 0.0)], device=noise_sequence.device, dtype=noise_sequence.dtype)
-    times = torch.tensor([*(t for t, _ in pairs), 0], device=noise_sequence.device)
+    times = torch.tensor([*(level.timestep for level, _ in pairs), 0], device=noise_sequence.device)
     # Which slice of z a step injects; a step that injects none has a factor of 0, whichever slice it reads.
-    slices = torch.tensor([sampler.injects(t, p) for t, p in pairs] + [False]).cumsum(0).to(noise_sequence.device)
+    injecting = [std > 0 for *_, std in steps]
+    slices = torch.tensor([*injecting, False]).cumsum(0).to(noise_sequence.device)
     wide = (1, -1, *(1,) * (noise_sequence.ndim - 3))
-    noisy = noise_sequence[:, 0]
+    noisy = scaled(noise_sequence[:, 0], sampler.initial(noise_schedule))
     for done, move in zip(matrix[:-1].to(noisy.device), moves.bool().to(noisy.device), strict=True):
         timesteps = times[done].expand(len(noisy), -1)
         output, noise, clean = predict(noisy, timesteps)
-        if not sampler.clip_sample:
+        if not settings.clip_sample:
             clean = noise_schedule.to_clean(output, noisy, timesteps)
         signal, direction, sigma = (column.view(wide) for column in table[done].unbind(1))
         stepped = signal * clean + direction * noise
-        if sampler.eta > 0:
+        if any(injecting):
             tokens = torch.arange(len(done), device=noisy.device)
             stepped = stepped + sigma * noise_sequence[:, slices[done], tokens]
         noisy = torch.where(move.view(wide), stepped, noisy)

@@ -12,7 +12,7 @@ from constrained_diffusion.denoisers.loading import EMA, check_layout
 from constrained_diffusion.runtime import untrusted
 
 #: State that checkpoints leave out: judges and classifiers are named in the config and come from their own files.
-ELSEWHERE = ("evaluation.", "loss.steering.constraints.", "guide.")
+ELSEWHERE = ("evaluation.", "loss.steering.constraints.", "guide.", "networks.denoiser.codec.network.")
 
 
 def own_state(state: Mapping[str, Any]) -> dict[str, Any]:

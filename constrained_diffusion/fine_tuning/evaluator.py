@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from constrained_diffusion.batch import Seeds
+from constrained_diffusion.condition import Condition, moved
 from constrained_diffusion.constraint_rates import ConstraintRates
 from constrained_diffusion.diffusion.prediction import Predict
 from constrained_diffusion.diffusion.sampler import Sampler, seeded_noise
@@ -39,10 +40,10 @@ class Tally:
             evaluation.reset()
 
     @torch.no_grad()
-    def update(self, samples: Tensor) -> None:
-        """Measure one batch of samples `(B, *shape)`, in the data's units."""
+    def update(self, samples: Tensor, condition: Condition | None = None) -> None:
+        """Measure one batch of samples `(B, *shape)`, in the data's units, and what was asked for."""
         if self.evaluation is not None:
-            self.evaluation.update(samples)
+            self.evaluation.update_asked(samples, condition)
         self.own.update(samples)
 
     def compute(self) -> dict[str, Any]:
@@ -105,9 +106,12 @@ class Evaluator:
         if evaluation is not None and steering.names:
             evaluation.bind(list(steering.constraints))  # type: ignore[arg-type]
 
-    def check(self, stage: str, shape: tuple[int, ...]) -> None:
-        """Raise ValueError where samples of `shape` fit not the denoiser or a constraint, or a fit lacks a gradient."""
-        self.networks.denoiser.check_data(shape)
+    def check(self, stage: str, shape: tuple[int, ...], condition: Condition | None = None) -> None:
+        """Raise ValueError where samples of `shape` fit not the denoiser or a constraint, or a fit lacks a gradient.
+
+        `condition` is what the data module tells the denoiser of two samples.
+        """
+        self.networks.denoiser.check_data(shape, condition)
         if self.guide is not None:
             self.guide.check_data(shape)
         self.steering.check(stage, shape)
@@ -115,26 +119,32 @@ class Evaluator:
     # ---------------------------------------------------------------- samples
 
     @torch.no_grad()
-    def sample(
+    def sample(self, seeds: Sequence[int], weights: Weights = "ema", *how: Any, **settings: Any) -> Tensor:
+        """Return one sample per seed, `(len(seeds), *shape)` in the data's units; see `encoded_sample`."""
+        return self.networks.denoiser.codec.decode(self.encoded_sample(seeds, weights, *how, **settings))
+
+    @torch.no_grad()
+    def encoded_sample(
         self,
         seeds: Sequence[int],
         weights: Weights = "ema",
         sampler: Sampler | None = None,
         guide: Guide | None = None,
+        condition: Condition | None = None,
     ) -> Tensor:
-        """Return one sample per seed, `(len(seeds), *shape)` in the data's units; EMA, raw or pretrained weights.
+        """Return one sample per seed, `(len(seeds), *shape)` in the network's space; EMA, raw or pretrained weights.
 
-        `guide` steers after the evaluator's own.
+        `guide` steers after the evaluator's own; `condition` has one row per seed.
         """
         denoiser, sampler = self.networks.denoiser, sampler or self.sampler
-        z = seeded_noise(seeds, denoiser.sample_shape, sampler, denoiser.noise_schedule.num_timesteps)
+        z = seeded_noise(seeds, denoiser.sample_shape, sampler, denoiser.noise_schedule)
         z = z.to(self.networks.device, torch.promote_types(self.networks.dtype, torch.float32))
         with self.networks.evaluating(weights) as network:
-            predict: Predict = partial(denoiser.predict, network=network)
+            predict: Predict = denoiser.predictor(moved(condition, self.networks.device), network)
             for steering in (self.guide, guide):
                 predict = steering(predict, denoiser) if steering is not None else predict
             samples = sampler(predict, denoiser.noise_schedule, z)
-        return denoiser.normalizer.denormalize(denoiser.normalizer.clamp(to_float32(samples)))
+        return denoiser.codec.clamp(to_float32(samples))
 
     def stored_samples(self, precision: str) -> Tensor | None:
         """Return the pretrained weights' samples of seeds 0, 1, .. that are stored beside them, `(N, *shape)`.
@@ -144,13 +154,14 @@ class Evaluator:
         folder = getattr(self.networks.denoiser, "folder", None)
         if self.recompute or folder is None or self.guide is not None:
             return None
-        return assets.stored_samples(folder, {"sampler": asdict(self.sampler), "precision": precision})
+        drawn = asdict(self.sampler.of(self.networks.denoiser.noise_schedule))
+        return assets.stored_samples(folder, {"sampler": drawn, "precision": precision})
 
-    def pretrained_samples(self, seeds: list[int], precision: str) -> Tensor:
+    def pretrained_samples(self, seeds: list[int], precision: str, condition: Condition | None = None) -> Tensor:
         """Return the pretrained weights' samples of `seeds`: stored ones, where they are what would be drawn."""
-        stored = self.stored_samples(precision)
+        stored = self.stored_samples(precision) if condition is None else None
         if stored is None or max(seeds) >= len(stored):
-            return self.sample(seeds, "pretrained")
+            return self.sample(seeds, "pretrained", condition=condition)
         return stored[seeds].to(self.networks.device)
 
     # ---------------------------------------------------------------- figures
@@ -162,11 +173,12 @@ class Evaluator:
         self.held_out = HeldOut(device)
         self.tallies = {n: Tally(self.steering, e, device) for n, e in zip(names, own, strict=True)}
 
-    def test(self, seeds: list[int], precision: str) -> None:
-        """Measure what the pretrained weights draw from `seeds`, for "before", and the EMA weights, for "after"."""
+    def test(self, batch: Seeds, precision: str) -> None:
+        """Measure what the pretrained weights draw from the seeds, for "before", and the EMA weights, for "after"."""
+        seeds, condition = batch.seeds.tolist(), batch.condition
         if "before" in self.tallies:
-            self.tallies["before"].update(self.pretrained_samples(seeds, precision))
-        self.tallies["after"].update(self.sample(seeds))
+            self.tallies["before"].update(self.pretrained_samples(seeds, precision, condition), condition)
+        self.tallies["after"].update(self.sample(seeds, condition=condition), condition)
 
     def compute(self) -> dict[str, dict[str, Any]]:
         """Return the figures of each tally; "after" is compared with "before", where both are there."""

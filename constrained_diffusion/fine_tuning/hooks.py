@@ -35,9 +35,24 @@ class HasBank(Protocol):
 
 def measure_units(denoiser: Denoiser, data: Any, stage: str) -> None:
     """Give a `MeasuredNormalizer` the units of the data before a fit; any other has its own."""
-    normalizer = denoiser.normalizer
-    if stage == "fit" and isinstance(normalizer, MeasuredNormalizer) and isinstance(data, HasMoments):
-        normalizer.measure(*data.moments())
+    codec = denoiser.codec
+    if stage == "fit" and isinstance(codec, MeasuredNormalizer) and isinstance(data, HasMoments):
+        codec.measure(*data.moments())
+
+
+def told(data: Any, dropout: float, denoiser: Denoiser) -> dict[str, Tensor] | None:
+    """Return what the data module `data` tells the denoiser of two samples, or None.
+
+    Raises:
+        ValueError: some rows should be told nothing, and nobody knows how.
+    """
+    condition = data.condition([0, 1]) if hasattr(data, "condition") else None
+    if dropout and (condition is None or set(condition) - set(denoiser.null(1, torch.device("cpu")))):
+        raise ValueError(
+            f"condition_dropout is {dropout}, but no empty condition of {', '.join(condition or ()) or 'any'}: "
+            "give the denoiser a `null_condition`, such as {class_labels: 10}, and the data module a condition."
+        )
+    return condition
 
 
 def bank(networks: Networks, loss: PenaltyLoss, data: Any) -> tuple[Tensor, Tensor] | None:
@@ -55,7 +70,7 @@ def bank(networks: Networks, loss: PenaltyLoss, data: Any) -> tuple[Tensor, Tens
         )
     clean = data.bank(BANK).to(networks.device, torch.promote_types(networks.dtype, torch.float32))
     feasible = torch.cat([loss.steering.feasible(part) for part in clean.split(256)])
-    return networks.denoiser.normalizer.normalize(clean), feasible
+    return torch.cat([networks.denoiser.codec.encode(part) for part in clean.split(256)]), feasible
 
 
 def share_out(networks: Networks, strategy: Strategy, fitting: bool) -> None:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from constrained_diffusion.batch import NoisyBatch
+from constrained_diffusion.condition import take
 from constrained_diffusion.denoisers.adapter import Denoiser
+from constrained_diffusion.diffusion.codec import Codec
 from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
-from constrained_diffusion.diffusion.normalizer import Normalizer
 from constrained_diffusion.diffusion.prediction import Prediction
 from constrained_diffusion.fine_tuning.conditioning import condition_on_feasible
 from constrained_diffusion.fine_tuning.formulation import Formulation, named_formulation
@@ -78,9 +79,10 @@ class PenaltyLoss(nn.Module):
         loss_weight: weights of L_diff by noise level; None: all alike.
         open_from: for a conditioned formulation, the timestep from which on a noisy sample may still become anything;
             half the schedule by default.
+        decode_rows: at most so many rows of a batch carry the penalty, where decoding is dear; None: all below T_phi.
 
     Raises:
-        ValueError: T_phi outside the schedule, or an unknown formulation.
+        ValueError: T_phi outside the schedule, an unknown formulation, or no row to decode.
     """
 
     bank: tuple[Tensor, Tensor] | None = None  #: samples `(N, *shape)` in network units and `(N,)`, 1.0 where feasible
@@ -93,8 +95,11 @@ class PenaltyLoss(nn.Module):
         max_timestep: int | None = None,
         loss_weight: MinSNR | None = None,
         open_from: int | None = None,
+        decode_rows: int | None = None,
     ) -> None:
         super().__init__()
+        if decode_rows is not None and decode_rows < 1:
+            raise ValueError(f"decode_rows is a number of rows, at least 1, got {decode_rows}; None decodes all.")
         total = denoiser.noise_schedule.num_timesteps
         if max_timestep is not None and not 1 <= max_timestep <= total:
             raise ValueError(
@@ -102,9 +107,9 @@ class PenaltyLoss(nn.Module):
             )
         self.steering = steering
         self.formulation = named_formulation(formulation) if isinstance(formulation, str) else formulation
-        self.max_timestep, self.loss_weight = max_timestep or total, loss_weight
+        self.max_timestep, self.loss_weight, self.decode_rows = max_timestep or total, loss_weight, decode_rows
         self.open_from = total // 2 if open_from is None else open_from
-        self._units = denoiser.noise_schedule, denoiser.normalizer  # in a tuple, for they are the denoiser's own
+        self._units = denoiser.noise_schedule, denoiser.codec  # in a tuple, for they are the denoiser's own
 
     @property
     def schedule(self) -> NoiseSchedule:
@@ -112,8 +117,8 @@ class PenaltyLoss(nn.Module):
         return self._units[0]
 
     @property
-    def normalizer(self) -> Normalizer:
-        """The denoiser's units."""
+    def codec(self) -> Codec:
+        """Between the network's space and the data's units."""
         return self._units[1]
 
     @property
@@ -121,13 +126,20 @@ class PenaltyLoss(nn.Module):
         """Whether the loss compares with the frozen model's prediction."""
         return bool(self.steering.names) and (self.formulation.anchored or self.steering.needs_frozen)
 
-    def forward(self, step: NoisyBatch, prediction: Prediction, frozen: Prediction | None = None) -> StepLoss:
+    def forward(
+        self,
+        step: NoisyBatch,
+        prediction: Prediction,
+        frozen: Prediction | None = None,
+        judged: Prediction | None = None,
+    ) -> StepLoss:
         """Return what `step` costs.
 
         Args:
             step: the noisy rows.
             prediction: the trained network's, with gradient.
             frozen: the pretrained network's, where `needs_frozen`.
+            judged: what constraints see in place of `prediction`: the trained network's with guidance, with gradient.
         """
         if self.needs_frozen and frozen is None:
             raise ValueError(
@@ -139,8 +151,9 @@ class PenaltyLoss(nn.Module):
         if not self.steering.names:
             return StepLoss(loss, row_sums, {**terms, "loss/total": loss.detach()})
         # T_phi is known on the host: choosing the rows there spares the device a synchronisation.
-        below = to_device((step.highest < self.max_timestep).nonzero().squeeze(1), step.clean.device)
-        record = self.record(step, prediction, frozen, below)
+        chosen = (step.highest < self.max_timestep).nonzero().squeeze(1)[: self.decode_rows]
+        below = to_device(chosen, step.clean.device)
+        record = self.record(step, prediction if judged is None else judged, frozen, below)
         measured = self.penalty(record, (step.noise - prediction.noise).square().flatten(1).mean(1))
         if len(measured.each) == len(below):  # a subclass may look at fewer rows
             row_sums = row_sums.index_add(0, below, measured.each.to(row_sums))
@@ -157,12 +170,13 @@ class PenaltyLoss(nn.Module):
     def record(self, step: NoisyBatch, prediction: Prediction, frozen: Prediction | None, rows: Tensor) -> StepRecord:
         """Return what constraints see of `rows` `(B',)`: the predicted clean sample, in data units, and the step."""
         return StepRecord(
-            self.normalizer.denormalize(prediction.clean)[rows],
+            self.codec.decode(prediction.clean[rows]),
             step.noisy[rows],
             step.timesteps[rows],
             step.noise[rows],
             prediction.noise[rows],
             None if frozen is None else frozen.noise[rows],
+            take(step.condition, rows),
         )
 
     def diffusion_loss(self, step: NoisyBatch, prediction: Prediction, frozen: Prediction | None) -> Tensor:

@@ -12,7 +12,8 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
-from constrained_diffusion.batch import Batch
+from constrained_diffusion.batch import Batch, Seeds
+from constrained_diffusion.condition import take
 from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.diffusion.rejection import Rejection, RejectionResult, check_rejection, rejection_sample
 from constrained_diffusion.diffusion.sampler import Sampler
@@ -23,7 +24,13 @@ from constrained_diffusion.fine_tuning.evaluator import Evaluator
 from constrained_diffusion.fine_tuning.formulation import Formulation
 from constrained_diffusion.fine_tuning.loss import MinSNR, PenaltyLoss
 from constrained_diffusion.fine_tuning.networks import Networks, Weights
-from constrained_diffusion.fine_tuning.noising import PerToken, draw_held_out, draw_training, seed_networks
+from constrained_diffusion.fine_tuning.noising import (
+    LogitNormal,
+    PerToken,
+    draw_held_out,
+    draw_training,
+    seed_networks,
+)
 from constrained_diffusion.fine_tuning.steering import Steering
 from constrained_diffusion.fine_tuning.trained import TrainedModule
 from constrained_diffusion.guides.base import Guide
@@ -51,6 +58,10 @@ class ConstrainedDiffusion(TrainedModule):
         lora: keyword arguments of `peft.LoraConfig`; None trains all weights.
         max_violation_rate: a fit is feasible where the upper 95 % bound of the share of violations is at most this.
         rejection: let `predict` draw for every seed until its sample satisfies the constraints; None: one draw.
+        timestep_density: of the noise levels of training; None: even over the schedule.
+        condition_dropout: the share of training rows that are told nothing, as guidance needs in pretraining.
+        guided_penalty: let constraints see the predicted clean sample with guidance, at twice the cost of a step.
+        decode_rows: at most so many rows of a batch carry the penalty, where decoding them is dear; None: all.
         seed: keys the noise and timesteps of training.
         optimizer, lr_scheduler: factories; the learning rate is stepped once per optimiser step.
 
@@ -76,6 +87,10 @@ class ConstrainedDiffusion(TrainedModule):
         lora: dict[str, Any] | None = None,
         max_violation_rate: float = 0.01,
         rejection: Rejection | None = None,
+        timestep_density: LogitNormal | None = None,
+        condition_dropout: float = 0.0,
+        guided_penalty: bool = False,
+        decode_rows: int | None = None,
         seed: int = 0,
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -83,7 +98,8 @@ class ConstrainedDiffusion(TrainedModule):
         super().__init__(seed, optimizer, lr_scheduler)
         given = [constraints] if isinstance(constraints, Constraint) else list(constraints or [])
         steering = Steering(given)
-        self.loss = self.loss_class(steering, denoiser, formulation, max_timestep, loss_weight, open_from)
+        settings = (max_timestep, loss_weight, open_from, decode_rows)
+        self.loss = self.loss_class(steering, denoiser, formulation, *settings)
         if noise_levels is not None and self.loss.formulation.conditioned:
             raise ValueError("noise_levels cannot differ within a sample in 'conditioned_algorithm1'; leave them out.")
         if rejection is not None:
@@ -93,6 +109,8 @@ class ConstrainedDiffusion(TrainedModule):
         self.evaluation, self.guide = evaluation, guide  # here, so that Lightning moves them
         self.evaluator = Evaluator(self.networks, steering, evaluation, sampler, guide)
         self.noise_levels, self.max_violation_rate, self.rejection = noise_levels, max_violation_rate, rejection
+        self.timestep_density, self.condition_dropout = timestep_density, condition_dropout
+        self.guided_penalty = guided_penalty
         self.strict_loading = False  # a checkpoint leaves judges and classifiers out; `check_state` checks the rest
 
     @property
@@ -110,10 +128,22 @@ class ConstrainedDiffusion(TrainedModule):
         """The trained network with its schedule and units."""
         return self.networks.denoiser
 
+    @torch.no_grad()
     def sample(self, seeds: Sequence[int], weights: Weights = "ema", *how: Any, **settings: Any) -> Tensor:
-        """Return one sample per seed in the trainer's precision; see `Evaluator.sample`."""
+        """Return one sample per seed in the trainer's precision; see `Evaluator.sample`.
+
+        Without `condition`, samples are asked for as the data module asks for these seeds.
+        """
+        return self.denoiser.codec.decode(self.encoded_sample(seeds, weights, *how, **settings))
+
+    @torch.no_grad()
+    def encoded_sample(self, seeds: Sequence[int], weights: Weights = "ema", *how: Any, **settings: Any) -> Tensor:
+        """Return the same in the network's space."""
+        if settings.get("condition") is None and self._trainer and hasattr(self._trainer, "datamodule"):
+            ask = getattr(self._trainer.datamodule, "condition", None)
+            settings["condition"] = ask(list(seeds)) if ask else None
         with self._trainer.precision_plugin.forward_context() if self._trainer else nullcontext():
-            return self.evaluator.sample(seeds, weights, *how, **settings)
+            return self.evaluator.encoded_sample(seeds, weights, *how, **settings)
 
     def configure_model(self) -> None:
         hooks.share_out(self.networks, self.trainer.strategy, self.trainer.state.fn == TrainerFn.FITTING)
@@ -121,7 +151,8 @@ class ConstrainedDiffusion(TrainedModule):
     def setup(self, stage: str) -> None:
         data = getattr(self.trainer, "datamodule", None)
         hooks.measure_units(self.denoiser, data, stage)
-        self.evaluator.check(stage, getattr(data, "sample_shape", self.denoiser.sample_shape))
+        shape = getattr(data, "sample_shape", self.denoiser.data_shape)
+        self.evaluator.check(stage, shape, hooks.told(data, self.condition_dropout, self.denoiser))
 
     def on_train_start(self) -> None:
         self.networks.trained.train()  # pretrained networks arrive in eval mode
@@ -129,12 +160,15 @@ class ConstrainedDiffusion(TrainedModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         key = self.seed, self.batches_seen
-        step = draw_training(batch, self.denoiser, key, place(), self.loss.max_timestep, self.noise_levels, self.guide)
+        how = self.noise_levels, self.guide, self.timestep_density, self.condition_dropout
+        step = draw_training(batch, self.denoiser, key, place(), self.loss.max_timestep, *how)
         seed_networks(key, self.global_rank)
         self.batches_seen += 1
         # The frozen model first: the trained pass then reuses the memory of its activations.
         frozen = self.networks.predict_frozen(step) if self.loss.needs_frozen else None
-        result = self.loss(step, self.networks.predict(step), frozen)
+        guided = self.guided_penalty and self.steering.names
+        prediction, judged = self.networks.predict_guided(step) if guided else (self.networks.predict(step), None)
+        result = self.loss(step, prediction, frozen, judged)
         self.log_dict(result.terms, batch_size=len(step.clean))  # not `prog_bar`, which Lightning reads in every step
         return {name: value for name, value in result._asdict().items() if value is not None}
 
@@ -150,7 +184,8 @@ class ConstrainedDiffusion(TrainedModule):
         if dataloader_idx == 0:
             self.evaluator.held_out.update(self.held_out_loss(batch), len(batch.clean))
         else:
-            self.evaluator.tallies["val"].update(self.sample(batch.tolist()))
+            samples = self.sample(batch.seeds.tolist(), condition=batch.condition)
+            self.evaluator.tallies["val"].update(samples, batch.condition)
 
     def held_out_loss(self, batch: Batch) -> Tensor:
         """Return the EMA network's mean error on `batch`, measured and weighted as in training; noise keyed by row."""
@@ -169,17 +204,22 @@ class ConstrainedDiffusion(TrainedModule):
     def on_test_start(self) -> None:
         self.evaluator.start("after", *["before"] * bool(self.steering.names))
 
-    def test_step(self, batch: Tensor, batch_idx: int) -> None:
-        self.evaluator.test(batch.tolist(), str(self.trainer.precision))
+    def test_step(self, batch: Seeds, batch_idx: int) -> None:
+        self.evaluator.test(batch, str(self.trainer.precision))
 
     def on_test_epoch_end(self) -> None:
         self.evaluator.results = self.evaluator.compute()
 
-    def predict_step(self, batch: Tensor, batch_idx: int) -> Tensor | RejectionResult:
-        """Return the samples of the seeds `batch` `(B,)`, `(B, *shape)`; with `rejection` their `RejectionResult`."""
+    def predict_step(self, batch: Seeds, batch_idx: int) -> Tensor | RejectionResult:
+        """Return the samples of the seeds of `batch`, `(B, *shape)`; with `rejection` their `RejectionResult`."""
+
+        def draw(seeds: list[int], rows: list[int]) -> Tensor:
+            return self.sample(seeds, condition=take(batch.condition, rows))
+
+        seeds = batch.seeds.tolist()
         if self.rejection is None:
-            return self.sample(batch.tolist())
-        return rejection_sample(self.sample, self.steering.feasible, batch.tolist(), self.rejection.max_draws)
+            return draw(seeds, list(range(len(seeds))))
+        return rejection_sample(draw, self.steering.feasible, seeds, self.rejection.max_draws)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)

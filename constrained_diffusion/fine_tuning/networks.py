@@ -14,6 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from constrained_diffusion.batch import NoisyBatch
+from constrained_diffusion.condition import join
 from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.denoisers.config import denoiser_config
 from constrained_diffusion.denoisers.export import export, weights_sha256
@@ -110,6 +111,19 @@ class Networks(nn.Module):
         """Return the trained network's prediction for the rows of `step`, with gradient."""
         return self.denoiser.predict(step.noisy, step.timesteps, step.condition)
 
+    def predict_guided(self, step: NoisyBatch) -> tuple[Prediction, Prediction]:
+        """Return the trained network's prediction, and the guided one, both with gradient, of one call of 2 B rows."""
+        denoiser, rows = self.denoiser, len(step.noisy)
+        if denoiser.guidance_scale == 1 or step.condition is None:
+            prediction = self.predict(step)
+            return prediction, prediction
+        both = join([denoiser.null(rows, step.noisy.device), step.condition])
+        twice = torch.cat([step.noisy] * 2), torch.cat([step.timesteps] * 2)
+        null, told = denoiser.call(self.trained, *twice, both).chunk(2)
+        guided = null + denoiser.guidance_scale * (told - null)
+        plain, steered = (denoiser.interpret(output, step.noisy, step.timesteps) for output in (told, guided))
+        return plain, steered
+
     @torch.no_grad()
     def predict_frozen(self, step: NoisyBatch) -> Prediction:
         """Return the pretrained network's prediction for the same rows."""
@@ -117,7 +131,8 @@ class Networks(nn.Module):
         # Shards that were put together in inference mode are not fit for autograd.
         mode = nullcontext() if self.sharded else torch.inference_mode()
         with self._without_adapters(), mode:
-            output = self.denoiser.call(network.eval(), step.noisy, step.timesteps, step.condition)
+            told = step.condition if step.teacher is None else step.teacher
+            output = self.denoiser.call(network.eval(), step.noisy, step.timesteps, told)
         network.train(training)  # with LoRA it is the trained network
         # A clone may take part in autograd.
         return self.denoiser.interpret(output.clone(), step.noisy, step.timesteps)

@@ -8,12 +8,20 @@ import torch
 from torch import Tensor
 
 from constrained_diffusion.batch import Batch, NoisyBatch
+from constrained_diffusion.condition import blend
 from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.guides.base import Guide
 from constrained_diffusion.runtime.precision import to_float32
-from constrained_diffusion.runtime.randomness import keyed_normal, mix, stratified_timesteps, to_device, token_timesteps
+from constrained_diffusion.runtime.randomness import (
+    keyed_normal,
+    keyed_uniform,
+    mix,
+    stratified_timesteps,
+    to_device,
+    token_timesteps,
+)
 
-TRAINING, HELD_OUT, NETWORK = 1, 2, 3  # streams of random numbers
+TRAINING, HELD_OUT, NETWORK, DROPOUT = 1, 2, 3, 4  # streams of random numbers
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,35 @@ class PerToken:
             raise ValueError(f"noise_levels.share is a share of the rows, in [0, 1]; got {self.share}.")
 
 
+@dataclass(frozen=True)
+class LogitNormal:
+    """Noise levels of training whose logit is normal: more in the middle (Esser et al. 2024, arXiv 2403.03206, eq. 19).
+
+    Args:
+        mean: above 0, more noise.
+        std: its spread.
+
+    Raises:
+        ValueError: the spread is not above 0.
+    """
+
+    mean: float = 0.0
+    std: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.std > 0:
+            raise ValueError(f"LogitNormal expects std > 0, got {self.std}.")
+
+    def place(self, share: Tensor) -> Tensor:
+        """Return the place on the schedule, in (0, 1), below which the `share` of all levels is: the quantile."""
+        return torch.sigmoid(self.mean + self.std * torch.special.ndtri(share.double().clamp(1e-12, 1 - 1e-12)))
+
+    def share(self, place: Tensor) -> Tensor:
+        """Return the share of all levels below `place`: the distribution function."""
+        below: Tensor = torch.special.ndtr((torch.logit(place.double()) - self.mean) / self.std)
+        return below
+
+
 def draw_training(
     batch: Batch,
     denoiser: Denoiser,
@@ -42,6 +79,8 @@ def draw_training(
     max_timestep: int,
     noise_levels: PerToken | None = None,
     guide: Guide | None = None,
+    density: LogitNormal | None = None,
+    condition_dropout: float = 0.0,
 ) -> NoisyBatch:
     """Return the rows of one training step with keyed noise and stratified timesteps.
 
@@ -53,15 +92,25 @@ def draw_training(
         max_timestep: T_phi, the same share of the rows of every step being below it.
         noise_levels: levels that differ from token to token; None: one for each row.
         guide: what it holds clean in sampling is clean here too.
+        density: of the noise levels; None: even over the schedule.
+        condition_dropout: the share of rows that are told nothing, chosen by the row's number.
     """
-    schedule, clean = denoiser.noise_schedule, denoiser.normalizer.normalize(to_float32(batch.clean))
+    schedule, clean = denoiser.noise_schedule, encoded(batch, denoiser)
     (seed, number), (own, ranks) = key, rank
     rows = range(own * len(clean), (own + 1) * len(clean))
     noise = keyed_normal([(seed, TRAINING, number, row) for row in rows], clean.shape[1:])
     drawn = seed, number, rows, len(clean) * ranks, schedule.num_timesteps
-    levels = stratified_timesteps(*drawn, max_timestep)
+    low, total = float(max_timestep), schedule.num_timesteps
+    if density is not None:  # strata of equal share, T_phi among them, and then to their places
+        low = float(density.share(torch.tensor(low / total))) * total
+    values = stratified_timesteps(*drawn, low)
+    levels = schedule.as_timesteps(values if density is None else density.place(values / total) * total)
     if noise_levels is not None and noise_levels.share:
         levels = token_timesteps(levels, clean.shape[1], noise_levels.share, *drawn)
+    if condition_dropout and batch.condition is not None:
+        told = keyed_uniform([(seed, DROPOUT, number, row) for row in rows], 0, 1, clean)[:, 0] >= condition_dropout
+        null = denoiser.null(len(clean), clean.device)
+        batch = batch._replace(condition=blend(told, batch.condition, null))
     step = _noisy(batch, clean, to_device(noise, clean.device).to(clean.dtype), levels, denoiser)
     if guide is None:
         return step
@@ -71,19 +120,25 @@ def draw_training(
 
 def draw_held_out(batch: Batch, denoiser: Denoiser, seed: int) -> NoisyBatch:
     """Return held-out rows with the noise and the level that each row always has, by its place in the data set."""
-    clean = denoiser.normalizer.normalize(to_float32(batch.clean))
+    clean = encoded(batch, denoiser)
     places = list(range(len(clean))) if batch.rows is None else batch.rows.tolist()
     noise = keyed_normal([(seed, HELD_OUT, place) for place in places], clean.shape[1:]).to(clean)
     # Multiples of the golden ratio spread evenly over the schedule, however many rows there are.
     fractions = torch.tensor([(place * 0.6180339887498949) % 1 for place in places])
-    return _noisy(batch, clean, noise, (fractions * denoiser.noise_schedule.num_timesteps).long(), denoiser)
+    schedule = denoiser.noise_schedule
+    return _noisy(batch, clean, noise, schedule.as_timesteps(fractions * schedule.num_timesteps), denoiser)
+
+
+def encoded(batch: Batch, denoiser: Denoiser) -> Tensor:
+    """Return the clean samples in the network's space."""
+    return to_float32(batch.latent) if batch.latent is not None else denoiser.codec.encode(to_float32(batch.clean))
 
 
 def _noisy(batch: Batch, clean: Tensor, noise: Tensor, levels: Tensor, denoiser: Denoiser) -> NoisyBatch:
     timesteps = to_device(levels, clean.device)
     noisy = denoiser.noise_schedule.add_noise(clean, noise, timesteps)
     highest = levels.flatten(1).amax(1) if levels.ndim > 1 else levels
-    return NoisyBatch(clean, batch.clean, noise, noisy, timesteps, highest, batch.condition, batch.rows)
+    return NoisyBatch(clean, batch.clean, noise, noisy, timesteps, highest, batch.condition, batch.rows, batch.teacher)
 
 
 def seed_networks(key: tuple[int, int], rank: int) -> None:

@@ -18,22 +18,22 @@ AUGMENTATION = 4  # stream of random numbers, apart from those of diffusion trai
 
 
 class Supervised(TrainedModule):
-    """Fits `network(batch.clean)` to `batch.condition`; the loss says what that means.
+    """Fits `network(batch.clean)` to `batch.target`; the loss says what that means.
 
     Logs `loss/supervised` per step, and `val/loss` and `test/loss` with every metric as `val/<name>` and `test/<name>`,
     reduced over all ranks.
 
     Args:
         network: maps `(B, *shape)` in the data's own units to `(B, ...)`, for a classifier to logits `(B, n)`.
-        loss: maps (output in float32, condition) to a scalar; cross-entropy by default.
-        metrics: torchmetrics by name, each updated with (output, condition).
+        loss: maps (output in float32, target) to a scalar; cross-entropy by default.
+        metrics: torchmetrics by name, each updated with (output, target).
         augment: called as `augment(clean, keys)` on training batches, keys being (seed, stream, step, global row), one
             tuple per row; see `constrained_diffusion.domains.images.augment`.
         seed: keys the augmentation.
         optimizer, lr_scheduler: from the config; the schedule is stepped once per optimiser step.
 
     Raises:
-        TypeError: a batch without condition, or a loader that gives no batches at all.
+        TypeError: a batch without target, or a loader that gives no batches at all.
     """
 
     def __init__(
@@ -64,13 +64,13 @@ class Supervised(TrainedModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of one augmented batch."""
-        clean, condition = batch.clean, _condition(batch)
+        clean, target = batch.clean, _target(batch)
         if self.augment is not None:
             first = self.global_rank * len(clean)
             keys = [(self.seed, AUGMENTATION, self.batches_seen, first + row) for row in range(len(clean))]
             with torch.autocast(clean.device.type, enabled=False):  # half precision would shift pixels
                 clean = self.augment(clean, keys)
-        loss: Tensor = self.loss(self(clean), condition)
+        loss: Tensor = self.loss(self(clean), target)
         self.batches_seen += 1
         self.log("loss/supervised", loss, prog_bar=True)
         return loss
@@ -84,14 +84,14 @@ class Supervised(TrainedModule):
         self._measure("test", self.test_metrics, batch)
 
     def _measure(self, stage: str, metrics: MetricCollection, batch: Batch) -> None:
-        condition = _condition(batch)
+        target = _target(batch)
         output = self(batch.clean)
-        loss = self.loss(output, condition)
+        loss = self.loss(output, target)
         # A metric, because `log(sync_dist=True)` cuts the mean number of rows per rank to an integer.
         mean = cast(MeanMetric, self.losses[stage])
         mean.update(loss, len(output))
         self.log(f"{stage}/loss", mean, batch_size=len(output), add_dataloader_idx=False)
-        metrics.update(output, condition)
+        metrics.update(output, target)
         self.log_dict(metrics, prog_bar=True, batch_size=len(output), add_dataloader_idx=False)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -122,15 +122,15 @@ class Supervised(TrainedModule):
         self.write_training(folder)
 
 
-def _condition(batch: Batch) -> Tensor:
+def _target(batch: Batch) -> Tensor:
     if not isinstance(batch, Batch):
         raise TypeError(
-            f"Supervised expects a Batch with labels in its condition, but the loader gave a {type(batch).__name__} "
+            f"Supervised expects a Batch with labels as its target, but the loader gave a {type(batch).__name__} "
             "(the seeds of samples to draw); measure it with `validate`, whose first loader has the held-out rows."
         )
-    if batch.condition is None:
+    if batch.target is None:
         raise TypeError(
-            "Supervised expects labels in Batch.condition, but the data has none; for MNISTDataModule set "
-            "with_labels: true, for another data module fill the condition."
+            "Supervised expects labels in Batch.target, but the data has none; for MNISTDataModule set "
+            "with_labels: true, for another data module fill the target."
         )
-    return batch.condition
+    return batch.target

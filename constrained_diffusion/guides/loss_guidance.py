@@ -41,7 +41,7 @@ class LossGuidance(Guide):
 
     def forward(self, predict: Predict, denoiser: Denoiser) -> Predict:
         def reward(sample: Tensor) -> Tensor:
-            clean = denoiser.normalizer.denormalize(sample)
+            clean = denoiser.codec.decode(sample)
             if isinstance(self.objective, Constraint) and self.squared:
                 excess = measure_constraint(self.objective, clean) - self.objective.tolerance
                 squares: Tensor = excess.clamp(min=0).square().sum(1)

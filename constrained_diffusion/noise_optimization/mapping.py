@@ -21,12 +21,12 @@ from constrained_diffusion.noise_optimization.memory import (
 
 
 class NoiseToSample:
-    """DDIM(eta) as a map from z `(B, 1 + K, *shape)` and the rows' contexts to samples `(B, *sample_shape)`.
+    """The sampler as a map from z `(B, 1 + K, *shape)` and the rows' contexts to samples `(B, *sample_shape)`.
 
     Args:
         predictor: contexts -> the denoiser's prediction for these rows, `(x_t, timesteps) -> Prediction`; its weights
             must be frozen.
-        noise_schedule: alpha-bar.
+        noise_schedule: the model's family and levels.
         sampler: steps, eta and the rest; eta = 0 leaves the initial noise alone in z.
         finish: from the sampler's result to the data's units, such as a decoder.
         memory_budget: bytes of activations of denoiser calls that may be kept for the backward pass, "unlimited", or
@@ -51,7 +51,7 @@ class NoiseToSample:
     @property
     def slices(self) -> int:
         """1 + K, how many noises of a sample's size z holds."""
-        return 1 + self.sampler.injecting_steps(self.noise_schedule.num_timesteps)
+        return 1 + self.sampler.injecting_steps(self.noise_schedule)
 
     def __call__(self, noise: Tensor, context: list[Any] | None = None) -> Tensor:
         predict = self.predictor([None] * len(noise) if context is None else context)

@@ -11,8 +11,9 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from constrained_diffusion.batch import Seeds
+from constrained_diffusion.condition import join, moved, take
 from constrained_diffusion.denoisers.adapter import Denoiser
-from constrained_diffusion.denoisers.text_to_image import TextToImage
 from constrained_diffusion.diffusion.prediction import Prediction
 from constrained_diffusion.diffusion.sampler import Sampler, seeded_noise
 from constrained_diffusion.evaluation import Evaluation, images
@@ -37,13 +38,12 @@ from constrained_diffusion.objectives import (
 class DirectNoiseOptimization(LightningModule):
     """Optimise the noise of each sample for a reward, for `Trainer.predict`.
 
-    A batch is a list of `Job` (prompts and seeds) or a tensor of seeds; every row is on its own.
+    A batch is a list of `Job` (prompts and seeds) or `Seeds`; every row is on its own.
 
     Args:
-        model: a `Denoiser`, or `TextToImage` for prompts.
+        model: a `Denoiser`, such as `PretrainedDenoiser`; for prompts one that was read from a text-to-image pipeline.
         objective: the reward to maximise; a constraint is read as its `Feasibility`.
-        sampler: steps, eta and the rest; by default 10 steps with eta 1, for `TextToImage` 50 of them with what its
-            scheduler says.
+        sampler: steps, eta and the rest; by default 10 steps with eta 1, for a model with prompts 50 of them.
         memory_budget: see `NoiseToSample`.
         evaluation: what draws the samples and judges them before and after, bound to the objective's constraints where
             it has some; None: images are drawn as they are, and nothing but the objective is measured.
@@ -56,7 +56,7 @@ class DirectNoiseOptimization(LightningModule):
 
     def __init__(
         self,
-        model: Denoiser | TextToImage,
+        model: Denoiser,
         objective: Objective,
         sampler: Sampler | None = None,
         memory_budget: MemoryBudget = "minimal",
@@ -64,16 +64,15 @@ class DirectNoiseOptimization(LightningModule):
         **settings: Any,
     ) -> None:
         super().__init__()
-        prompted = isinstance(model, TextToImage)
+        prompted = model.has_prompts
         self.model, self.reward = model.requires_grad_(False).eval(), as_reward(objective)
         self.reward.requires_grad_(False)
         if self.reward.needs_prompts and not prompted:
             raise TypeError(
                 f"{type(self.reward).__name__} judges how an image fits its prompt, but {type(model).__name__} takes "
-                "none; choose TextToImage as the model, or a reward of the image alone."
+                "none; choose a text-to-image model, or a reward of the image alone."
             )
-        own = model.sampler_settings() if isinstance(model, TextToImage) else {}
-        self.sampler = sampler or Sampler(steps=50 if prompted else 10, eta=1.0, **own)
+        self.sampler = sampler or Sampler(steps=50 if prompted else 10, eta=1.0)
         self.mapping = NoiseToSample(self._predictor, model.noise_schedule, self.sampler, self._finish, memory_budget)
         self.evaluation = evaluation
         if evaluation is not None and self.constraints:
@@ -83,13 +82,15 @@ class DirectNoiseOptimization(LightningModule):
         check_size(self.mapping.slices * math.prod(model.sample_shape), self.optimizer.k)  # before a run has a folder
 
     def setup(self, stage: str) -> None:
-        if not isinstance(self.model, TextToImage):  # what a decoder makes has a shape that the first call shows
-            self.model.check_data(self.model.sample_shape)
-            parts: list[Objective] = [*self.constraints, self.reward]  # the user's own first, under its own name
-            for part in parts:
-                part.check_data(self.model.sample_shape)
-                check_objective(part, self.model.sample_shape)
         estimator, data = self.optimizer.estimator, getattr(self.trainer, "datamodule", None)
+        asked = getattr(data, "condition", None)
+        told = self.model.encode(["", ""]) if self.model.has_prompts else asked([0, 1]) if asked else None
+        self.model.check_data(self.model.data_shape, told)
+        parts: list[Objective] = [*self.constraints, self.reward]  # the user's own first, under its own name
+        for part in parts:
+            part.check_data(self.model.data_shape)
+            if not getattr(part, "needs_prompts", False):
+                check_objective(part, self.model.data_shape)
         if not (isinstance(estimator, Perturbed) and estimator.shard and self.trainer.world_size > 1):
             return
         if self.optimizer.max_seconds is not None:
@@ -111,8 +112,7 @@ class DirectNoiseOptimization(LightningModule):
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
         """Return the noise sequences of seeds, `(len(seeds), 1 + K, *shape)`; each depends on its own seed alone."""
-        schedule = self.model.noise_schedule
-        return seeded_noise(seeds, self.model.sample_shape, self.sampler, schedule.num_timesteps)
+        return seeded_noise(seeds, self.model.sample_shape, self.sampler, self.model.noise_schedule)
 
     def pictures(self, clean: Tensor) -> Tensor | None:
         """Return `(B, C, H, W)` in [0, 1] that show samples `(B, *shape)`; None where they cannot be drawn."""
@@ -136,7 +136,7 @@ class DirectNoiseOptimization(LightningModule):
             run = Run(
                 self.optimizer,
                 self.noise([job.seed for job in jobs]).to(self.device),
-                [job.prompt for job in jobs],
+                self._contexts(jobs),
                 [job.seed for job in jobs],
             )
             if earlier is not None:
@@ -157,9 +157,19 @@ class DirectNoiseOptimization(LightningModule):
     def _watchers(self) -> list[NoiseCallback]:
         return [callback for callback in self.trainer.callbacks if isinstance(callback, NoiseCallback)]  # type: ignore[attr-defined]
 
-    def _predictor(self, prompts: list[Any]) -> Predict:
-        model = self.model
-        predict = model.predictor(model.encode(prompts)) if isinstance(model, TextToImage) else model.predict
+    def _contexts(self, jobs: Sequence[Job]) -> list[Any]:
+        """Return the prompt of each job, or else what the data module asks of its seed, one row, or None."""
+        asked = getattr(getattr(self._trainer, "datamodule", None), "condition", None)
+        told = None if self.model.has_prompts or asked is None else asked([job.seed for job in jobs])
+        return [job.prompt if told is None else take(told, [row]) for row, job in enumerate(jobs)]
+
+    def _predictor(self, contexts: list[Any]) -> Predict:
+        model, told = self.model, None
+        if model.has_prompts:
+            told = moved(model.encode(contexts), self.device)
+        elif contexts[0] is not None:
+            told = moved(join(contexts), self.device)
+        predict = model.predictor(told)
 
         def in_precision(noisy: Tensor, timesteps: Tensor) -> Prediction:
             with self._precision():
@@ -168,11 +178,8 @@ class DirectNoiseOptimization(LightningModule):
         return in_precision
 
     def _finish(self, sample: Tensor) -> Tensor:
-        if isinstance(self.model, TextToImage):
-            with self._precision():
-                return self.model.decode(sample)
-        normalizer = self.model.normalizer
-        return normalizer.denormalize(normalizer.clamp(sample))
+        with self._precision():
+            return self.model.codec.decode(self.model.codec.clamp(sample))
 
     def _precision(self) -> AbstractContextManager[Any]:
         return self._trainer.precision_plugin.forward_context() if self._trainer else nullcontext()
@@ -199,7 +206,7 @@ def as_reward(objective: Objective) -> Reward:
 
 
 def as_jobs(batch: Any) -> list[Job]:
-    """Return the jobs of a batch: as they are, or one per seed of a tensor."""
-    if isinstance(batch, Tensor):
-        return [Job(f"seed-{seed:06d}", None, seed) for seed in batch.tolist()]
+    """Return the jobs of a batch: as they are, or one per seed."""
+    if isinstance(batch, Seeds):
+        return [Job(f"seed-{seed:06d}", None, seed) for seed in batch.seeds.tolist()]
     return list(batch)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from constrained_diffusion.condition import Condition
 from constrained_diffusion.objectives.measure import measure_constraint
 from constrained_diffusion.runtime.precision import to_float32, without_autocast
 
@@ -30,6 +31,7 @@ class StepRecord:
     noise: Tensor  #: `(B, *shape)`, epsilon
     predicted_noise: Tensor  #: `(B, *shape)`, epsilon_theta(x_t, t)
     frozen_noise: Tensor | None = None  #: the pretrained model's prediction on the same input, where one is kept
+    condition: Condition | None = None  #: what the denoiser was told of each row
 
 
 class Constraint(nn.Module, ABC):

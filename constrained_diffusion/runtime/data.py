@@ -11,7 +11,9 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from constrained_diffusion.batch import Batch
+from constrained_diffusion.batch import Batch, Seeds
+from constrained_diffusion.condition import Condition, take
+from constrained_diffusion.runtime.conditions import Conditions
 from constrained_diffusion.runtime.keyed_sampler import KeyedSampler
 
 
@@ -20,11 +22,22 @@ class TensorRows(Dataset[Batch]):
 
     Args:
         clean: `(N, *shape)`; uint8 images are read as [0, 1].
-        condition: `(N, ...)`, optional.
+        condition: what the denoiser is told of each, N rows.
+        target: `(N, ...)`, what a supervised network should say of each.
+        latent: `(N, *shape)`, the same samples in the network's space, where that is known.
+        teacher: what the frozen model is told of each, where it is not told the same.
     """
 
-    def __init__(self, clean: Tensor, condition: Tensor | None = None) -> None:
-        self.clean, self.condition = clean, condition
+    def __init__(
+        self,
+        clean: Tensor,
+        condition: Condition | None = None,
+        target: Tensor | None = None,
+        latent: Tensor | None = None,
+        teacher: Condition | None = None,
+    ) -> None:
+        self.clean, self.condition, self.target = clean, condition, target
+        self.latent, self.teacher = latent, teacher
 
     def __len__(self) -> int:
         return len(self.clean)
@@ -33,7 +46,8 @@ class TensorRows(Dataset[Batch]):
         index = torch.as_tensor(indices)
         clean = self.clean[index]
         clean = clean.float() / 255 if clean.dtype == torch.uint8 else clean
-        return Batch(clean, None if self.condition is None else self.condition[index], None, index)
+        target, latent = (None if rows is None else rows[index] for rows in (self.target, self.latent))
+        return Batch(clean, take(self.condition, index), None, index, target, latent, take(self.teacher, index))
 
     def __getitem__(self, index: int) -> Batch:
         return self.__getitems__([index])
@@ -59,6 +73,7 @@ class DiffusionDataModule(LightningDataModule, ABC):
         val_samples, test_samples, predict_samples: how many samples each of these draws.
         first_eval_seed: they are drawn from the seeds first_eval_seed, first_eval_seed + 1, ..
         seed: keys the training order.
+        conditions: what samples are asked for, by their seeds; None for a model that is told nothing.
 
     Raises:
         ValueError: a batch size below 1, or a number of samples below 0 or above `MOST`.
@@ -76,6 +91,7 @@ class DiffusionDataModule(LightningDataModule, ABC):
         predict_samples: int = 64,
         first_eval_seed: int = 0,
         seed: int = 0,
+        conditions: Conditions | None = None,
     ) -> None:
         super().__init__()
         name, sizes = type(self).__name__, {"batch_size": batch_size, "eval_batch_size": eval_batch_size}
@@ -88,7 +104,7 @@ class DiffusionDataModule(LightningDataModule, ABC):
                 raise ValueError(f"{name} expects {key} in 0 .. {MOST:,}, got {value:,}; draw fewer.")
         self.batch_size, self.eval_batch_size, self.seed = batch_size, eval_batch_size, seed
         self.val_samples, self.test_samples, self.predict_samples = val_samples, test_samples, predict_samples
-        self.first_eval_seed = first_eval_seed
+        self.first_eval_seed, self.conditions = first_eval_seed, conditions
         self._restored: dict[str, Any] | None = None
         self._data: tuple[TensorRows, TensorRows] | None = None
 
@@ -118,6 +134,13 @@ class DiffusionDataModule(LightningDataModule, ABC):
         rows = self.data[0]
         return rows.__getitems__(list(range(min(count, len(rows))))).clean
 
+    def condition(self, seeds: list[int]) -> Condition | None:
+        """Return what the denoiser is told of the samples of `seeds`, one row each; None where it is told nothing."""
+        if self.conditions is None:
+            return None
+        module: Any = None if self.trainer is None else self.trainer.lightning_module
+        return self.conditions.of(seeds, getattr(module, "denoiser", None) or getattr(module, "model", None))
+
     def export(self, folder: Path) -> None:
         """Write beside exported weights what their users need to know of the data: nothing, unless overridden."""
 
@@ -139,7 +162,11 @@ class DiffusionDataModule(LightningDataModule, ABC):
         return self._seeds(self.predict_samples)
 
     def _seeds(self, count: int) -> DataLoader[Any]:
-        return self._in_order(range(self.first_eval_seed, self.first_eval_seed + count), collate_fn=torch.as_tensor)
+        seeds = range(self.first_eval_seed, self.first_eval_seed + count)
+        return self._in_order(seeds, collate_fn=self._with_condition)
+
+    def _with_condition(self, seeds: list[int]) -> Seeds:
+        return Seeds(torch.as_tensor(seeds), self.condition(list(seeds)))
 
     def _in_order(self, rows: Any, **kwargs: Any) -> DataLoader[Any]:
         sampler = Shard(len(rows), self.sharded)

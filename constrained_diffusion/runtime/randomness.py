@@ -8,6 +8,7 @@ training.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -47,9 +48,9 @@ def keyed_normal(keys: Sequence[tuple[int, ...]], shape: Sequence[int], dtype: t
 
 
 def stratified_timesteps(
-    seed: int, step: int, rows: range, global_batch: int, num_timesteps: int, max_timestep: int | None = None
+    seed: int, step: int, rows: range, global_batch: int, num_timesteps: int, max_timestep: float | None = None
 ) -> Tensor:
-    """Return the timesteps of `rows` of one global batch, shape `(len(rows),)`, values in [0, num_timesteps).
+    """Return the timesteps of `rows` of one global batch, shape `(len(rows),)`, float64 in [0, num_timesteps).
 
     The batch's timesteps are spread evenly (one per stratum, in an order drawn for the step). With `max_timestep`
     (T_phi) the strata are split there, so that round(global_batch * T_phi / T) rows, the same number in every step, lie
@@ -62,8 +63,9 @@ def stratified_timesteps(
     below = round(global_batch * low / high)
     below = max(below, 1) if low > 0 else 0
     stratum = (order + jitter).to(torch.float64)
-    under = (stratum / max(below, 1) * low).long().clamp(max=low - 1)  # rounding up must not cross T_phi
-    above = (low + (stratum - below) / max(global_batch - below, 1) * (high - low)).long().clamp(max=high - 1)
+    under = (stratum / max(below, 1) * low).clamp(max=math.nextafter(low, 0))  # rounding up must not cross T_phi
+    above = low + (stratum - below) / max(global_batch - below, 1) * (high - low)
+    above = above.clamp(max=math.nextafter(high, 0))
     return torch.where(order < below, under, above)[rows.start : rows.stop]
 
 

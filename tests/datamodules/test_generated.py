@@ -97,7 +97,7 @@ def other_schedule(denoiser: Any) -> Any:
 
 
 def other_units(denoiser: Any) -> Any:
-    denoiser.normalizer = Normalizer(0.5, 0.5, low=0.0, high=2.0)
+    denoiser.codec = Normalizer(0.5, 0.5, low=0.0, high=2.0)
     return denoiser
 
 

@@ -11,12 +11,12 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from constrained_diffusion.denoisers.adapter import Denoiser
-from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
 from constrained_diffusion.diffusion.normalizer import Normalizer
+from constrained_diffusion.diffusion.variance_preserving import VariancePreserving
 
 
-def schedule(kind: Any = "epsilon") -> NoiseSchedule:
-    return NoiseSchedule(torch.cos(torch.linspace(0.05, 1.5, 50)) ** 2, kind)
+def schedule(kind: Any = "epsilon") -> VariancePreserving:
+    return VariancePreserving(torch.cos(torch.linspace(0.05, 1.5, 50)) ** 2, kind)
 
 
 class Tokens(nn.Module):
@@ -124,7 +124,7 @@ def test_another_network_of_the_kind_answers_in_its_place(unet: Any) -> None:
 
 def test_the_schedule_and_units_travel_in_the_state(unet: Any) -> None:
     keys = Denoiser(unet(), schedule()).state_dict().keys()
-    assert {"noise_schedule.alphas_cumprod", "normalizer.mean", "normalizer.std"} <= keys
+    assert {"noise_schedule.alphas_cumprod", "codec.mean", "codec.std"} <= keys
 
 
 def test_data_of_another_shape_are_refused(unet: Any) -> None:
@@ -166,7 +166,7 @@ class Wrong(nn.Module):
     ],
 )
 def test_what_would_be_broadcast_or_is_no_tensor_is_refused(returned: Any, error: Any, told: str) -> None:
-    denoiser = Denoiser(Wrong(returned), NoiseSchedule(torch.linspace(0.99, 0.1, 10)), sample_shape=(3, 4, 4))
+    denoiser = Denoiser(Wrong(returned), VariancePreserving(torch.linspace(0.99, 0.1, 10)), sample_shape=(3, 4, 4))
     for call in (
         lambda: denoiser.check_data((3, 4, 4)),
         lambda: denoiser.predict(torch.rand(2, 3, 4, 4), torch.tensor([1, 2])),
@@ -177,7 +177,7 @@ def test_what_would_be_broadcast_or_is_no_tensor_is_refused(returned: Any, error
 
 def test_a_trial_of_the_network_leaves_no_trace() -> None:
     denoiser = Denoiser(
-        Wrong(lambda x: x + torch.rand(1)), NoiseSchedule(torch.linspace(0.99, 0.1, 10)), sample_shape=(3, 4, 4)
+        Wrong(lambda x: x + torch.rand(1)), VariancePreserving(torch.linspace(0.99, 0.1, 10)), sample_shape=(3, 4, 4)
     )
     before, random = {key: value.clone() for key, value in denoiser.state_dict().items()}, torch.get_rng_state()
     denoiser.check_data((3, 4, 4))
@@ -191,4 +191,4 @@ def test_a_network_that_wants_a_condition_is_not_tried() -> None:
         def forward(self, noisy: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
             return noisy + condition
 
-    Denoiser(Conditional(), NoiseSchedule(torch.linspace(0.99, 0.1, 10)), sample_shape=(2,)).check_data((2,))
+    Denoiser(Conditional(), VariancePreserving(torch.linspace(0.99, 0.1, 10)), sample_shape=(2,)).check_data((2,))

@@ -13,8 +13,8 @@ from torch import nn
 from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.denoisers.config import build, denoiser_config
 from constrained_diffusion.denoisers.schedule import DiffusersSchedule
-from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
 from constrained_diffusion.diffusion.normalizer import Normalizer
+from constrained_diffusion.diffusion.variance_preserving import VariancePreserving
 from constrained_diffusion.runtime import stored_networks
 
 
@@ -46,14 +46,14 @@ def test_a_subclass_of_a_diffusers_network_is_foreign(unet: Any) -> None:
 
     torch.manual_seed(0)
     network = Mine(**{k: v for k, v in unet().config.items() if not k.startswith("_")})
-    assert denoiser_config(Denoiser(network, NoiseSchedule([0.5])))["network"] == {"class": "Mine", "config": None}
+    assert denoiser_config(Denoiser(network, VariancePreserving([0.5])))["network"] == {"class": "Mine", "config": None}
 
 
 def test_no_path_of_this_machine_is_kept(pipeline: Any) -> None:
     from diffusers import UNet2DModel
 
     network = UNet2DModel.from_pretrained(pipeline / "unet")
-    assert str(pipeline) not in json.dumps(denoiser_config(Denoiser(network, NoiseSchedule([0.5]))))
+    assert str(pipeline) not in json.dumps(denoiser_config(Denoiser(network, VariancePreserving([0.5]))))
 
 
 def test_a_storable_network_is_made_from_its_settings(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,7 +68,9 @@ def test_a_storable_network_is_made_from_its_settings(monkeypatch: pytest.Monkey
         def forward(self, noisy: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
             return noisy * self.by
 
-    config = json.loads(json.dumps(denoiser_config(Denoiser(Scaled(3.0), NoiseSchedule([0.5]), sample_shape=(2,)))))
+    config = json.loads(
+        json.dumps(denoiser_config(Denoiser(Scaled(3.0), VariancePreserving([0.5]), sample_shape=(2,))))
+    )
     assert config["network"] == {"class": "Scaled", "config": {"by": 3.0}}
     assert build(config)(torch.ones(1, 2), torch.zeros(1)).tolist() == [[3.0, 3.0]]
 
@@ -87,7 +89,7 @@ def test_a_network_of_a_domain_that_nobody_imported_is_found(run_program: Any, t
 def test_a_config_makes_nobody_import_what_it_names(unet: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "evil.py").write_text("raise SystemExit('imported')")
     monkeypatch.syspath_prepend(tmp_path)
-    config = denoiser_config(Denoiser(unet(), NoiseSchedule([0.5])))
+    config = denoiser_config(Denoiser(unet(), VariancePreserving([0.5])))
     for name in ("evil", "evil.Network", "evil:Network"):
         config["network"]["class"] = name
         with pytest.raises(ValueError, match="no noise predictor of diffusers and no registered one"):
@@ -96,15 +98,15 @@ def test_a_config_makes_nobody_import_what_it_names(unet: Any, tmp_path: Path, m
 
 @pytest.mark.parametrize("name", ["AutoencoderKL", "DDPMPipeline", "os", "nothing", "DigitCNN"])
 def test_only_noise_predictors_of_diffusers_are_made(unet: Any, name: str) -> None:
-    config = denoiser_config(Denoiser(unet(), NoiseSchedule([0.5])))
+    config = denoiser_config(Denoiser(unet(), VariancePreserving([0.5])))
     config["network"]["class"] = name
     with pytest.raises(ValueError, match=f"'{name}', which is no noise predictor of diffusers"):
         build(config)
 
 
 def test_a_damaged_config_is_refused(unet: Any) -> None:
-    config = denoiser_config(Denoiser(unet(), NoiseSchedule([0.5])))
-    config["normalizer"]["men"] = config["normalizer"].pop("mean")
+    config = denoiser_config(Denoiser(unet(), VariancePreserving([0.5])))
+    config["codec"]["men"] = config["codec"].pop("mean")
     with pytest.raises(
         ValueError, match="the dictionary holds a config that is damaged, or of another version: .*'men'"
     ):
@@ -112,7 +114,7 @@ def test_a_damaged_config_is_refused(unet: Any) -> None:
 
 
 def test_a_schedule_must_come_from_somewhere(unet: Any) -> None:
-    config = denoiser_config(Denoiser(unet(), NoiseSchedule([0.5])))
+    config = denoiser_config(Denoiser(unet(), VariancePreserving([0.5])))
     del config["noise_schedule"]
     with pytest.raises(ValueError, match="no noise schedule: give one"):
         build(config)
@@ -123,21 +125,21 @@ def test_a_schedule_must_come_from_somewhere(unet: Any) -> None:
     [{"norm_num_groups": 0}, {"layers_per_block": "x"}, {"block_out_channels": [-8, 16]}, {"down_block_types": [3, 4]}],
 )
 def test_settings_that_diffusers_stumbles_over(unet: Any, wrong: dict[str, Any]) -> None:
-    config = denoiser_config(Denoiser(unet(), NoiseSchedule([0.5])))
+    config = denoiser_config(Denoiser(unet(), VariancePreserving([0.5])))
     config["network"]["config"] |= wrong
     with pytest.raises(ValueError, match="the dictionary holds a config that is damaged, or of another version"):
         build(config)
 
 
-@pytest.mark.parametrize("wrong", [[], {"network": "UNet2DModel"}, {"noise_schedule": [0.5]}, {"normalizer": 3}])
+@pytest.mark.parametrize("wrong", [[], {"network": "UNet2DModel"}, {"noise_schedule": [0.5]}, {"codec": 3}])
 def test_a_config_of_other_json(unet: Any, wrong: Any) -> None:
-    whole = denoiser_config(Denoiser(unet(), NoiseSchedule([0.5])))
-    with pytest.raises(ValueError, match="is damaged: expected an object with network, noise_schedule, normalizer"):
+    whole = denoiser_config(Denoiser(unet(), VariancePreserving([0.5])))
+    with pytest.raises(ValueError, match="is damaged: expected an object with network, noise_schedule, codec"):
         build({**whole, **wrong} if isinstance(wrong, dict) else wrong)
 
 
 @pytest.mark.parametrize("shape", [[1, -8, 8], ["1"], "188", [1.0], [True]])
 def test_a_sample_shape_that_is_none(unet: Any, shape: Any) -> None:
-    whole = denoiser_config(Denoiser(unet(), NoiseSchedule([0.5])))
+    whole = denoiser_config(Denoiser(unet(), VariancePreserving([0.5])))
     with pytest.raises(ValueError, match="expected integers above 0"):
         build({**whole, "sample_shape": shape})

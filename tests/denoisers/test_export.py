@@ -17,9 +17,9 @@ from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.denoisers.export import export, weights_sha256
 from constrained_diffusion.denoisers.loading import PretrainedDenoiser
 from constrained_diffusion.denoisers.schedule import DiffusersSchedule
-from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
 from constrained_diffusion.diffusion.normalizer import Normalizer
-from constrained_diffusion.diffusion.sampler import Sampler, ddim
+from constrained_diffusion.diffusion.sampler import Sampler, sample
+from constrained_diffusion.diffusion.variance_preserving import VariancePreserving
 
 
 def make(unet: Any, **settings: Any) -> Denoiser:
@@ -46,8 +46,8 @@ def test_diffusers_draws_the_images_that_we_draw(tmp_path: Path, unet: Any) -> N
     theirs = pipeline(batch_size=3, generator=generator, num_inference_steps=10, output_type="np").images
     z = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(5))[:, None]
     with torch.no_grad():
-        ours = ddim(denoiser.predict, denoiser.noise_schedule, z, Sampler(10, spacing="leading"))
-    ours = denoiser.normalizer.denormalize(denoiser.normalizer.clamp(ours))
+        ours = sample(denoiser.predict, denoiser.noise_schedule, z, Sampler(10, spacing="leading"))
+    ours = denoiser.codec.decode(denoiser.codec.clamp(ours))
     np.testing.assert_allclose(theirs[..., 0], ours[:, 0].numpy(), rtol=0, atol=1e-5)
 
 
@@ -55,18 +55,18 @@ def test_diffusers_draws_the_images_that_we_draw(tmp_path: Path, unet: Any) -> N
 def test_a_reloaded_denoiser_answers_to_the_last_bit(
     tmp_path: Path, unet: Any, answers: Any, foreign_schedule: bool
 ) -> None:
-    denoiser = make(unet, normalizer=Normalizer(mean=0.1, std=[0.3], low=-0.5))
+    denoiser = make(unet, codec=Normalizer(mean=0.1, std=[0.3], low=-0.5))
     if foreign_schedule:
         abar = torch.cos(torch.linspace(0.05, 1.5, 50)) ** 2
-        denoiser = Denoiser(unet(), NoiseSchedule(abar, "v_prediction"), denoiser.normalizer)
+        denoiser = Denoiser(unet(), VariancePreserving(abar, "v_prediction"), denoiser.codec)
     reloaded = PretrainedDenoiser(str(export(denoiser, tmp_path / "export")))
     assert torch.equal(answers(reloaded), answers(denoiser))
-    assert reloaded.normalizer.settings == denoiser.normalizer.settings
+    assert reloaded.codec.settings == denoiser.codec.settings
     assert weights_sha256(reloaded.network) == weights_sha256(denoiser.network)
 
 
 def test_a_foreign_schedule_reaches_diffusers_too(tmp_path: Path, unet: Any) -> None:
-    schedule = NoiseSchedule(torch.cos(torch.linspace(0.05, 1.5, 50)) ** 2, "v_prediction")
+    schedule = VariancePreserving(torch.cos(torch.linspace(0.05, 1.5, 50)) ** 2, "v_prediction")
     scheduler = DDPMPipeline.from_pretrained(export(Denoiser(unet(), schedule), tmp_path / "export")).scheduler
     torch.testing.assert_close(scheduler.alphas_cumprod, schedule.alphas_cumprod, rtol=1e-5, atol=1e-7)
     assert scheduler.config.prediction_type == "v_prediction"
@@ -124,7 +124,7 @@ def test_shared_weights_of_a_foreign_network_are_written(tmp_path: Path) -> None
         def forward(self, noisy: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
             return torch.as_tensor(self.b(self.a(noisy)))
 
-    denoiser = Denoiser(Tied(), NoiseSchedule([0.5]), sample_shape=(4,))
+    denoiser = Denoiser(Tied(), VariancePreserving([0.5]), sample_shape=(4,))
     reloaded = PretrainedDenoiser(str(export(denoiser, tmp_path / "export")), network=Tied())
     assert weights_sha256(reloaded.network) == weights_sha256(denoiser.network)
 
@@ -216,6 +216,6 @@ def test_the_hash_sees_every_weight_and_only_the_weights(unet: Any) -> None:
 def test_the_json_beside_the_weights_holds_units_and_shape(tmp_path: Path, unet: Any) -> None:
     folder = export(make(unet), tmp_path / "export")
     assert json.loads((folder / "constrained_diffusion.json").read_text()) == {
-        "normalizer": {"mean": 0.5, "std": 0.5, "low": 0.0, "high": 1.0},
+        "codec": {"mean": 0.5, "std": 0.5, "low": 0.0, "high": 1.0},
         "sample_shape": [1, 8, 8],
     }

@@ -17,8 +17,8 @@ from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.denoisers.config import denoiser_config
 from constrained_diffusion.denoisers.loading import PretrainedDenoiser
 from constrained_diffusion.denoisers.schedule import DiffusersSchedule
-from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
 from constrained_diffusion.diffusion.normalizer import Normalizer
+from constrained_diffusion.diffusion.variance_preserving import VariancePreserving
 from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
 
 SCHEDULE = {"num_train_timesteps": 50, "beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"}
@@ -67,7 +67,7 @@ def test_a_pipeline_folder(pipeline: Path, reference: Any, answers: Any) -> None
     assert denoiser.noise_schedule.prediction_type == "v_prediction"
     assert denoiser.sample_shape == (1, 8, 8)
     assert denoiser.folder == pipeline
-    assert denoiser.normalizer.settings == {"mean": 0.5, "std": 0.5, "low": 0.0, "high": 1.0}
+    assert denoiser.codec.settings == {"mean": 0.5, "std": 0.5, "low": 0.0, "high": 1.0}
 
 
 def test_old_pipelines_hold_their_network_in_the_top_folder(pipeline: Path, reference: Any, answers: Any) -> None:
@@ -96,9 +96,9 @@ def test_a_bare_model_folder_needs_a_schedule(pipeline: Path, reference: Any, an
 
 
 def test_what_is_given_replaces_the_sources_own(pipeline: Path) -> None:
-    normalizer, schedule = Normalizer(mean=3.0), NoiseSchedule([0.9, 0.5])
-    denoiser = PretrainedDenoiser(str(pipeline), normalizer, noise_schedule=schedule, sample_shape=(1, 16, 16))
-    assert denoiser.normalizer is normalizer
+    codec, schedule = Normalizer(mean=3.0), VariancePreserving([0.9, 0.5])
+    denoiser = PretrainedDenoiser(str(pipeline), codec, noise_schedule=schedule, sample_shape=(1, 16, 16))
+    assert denoiser.codec is codec
     assert denoiser.noise_schedule is schedule
     assert denoiser.sample_shape == (1, 16, 16)
     assert denoiser.folder is None  # samples that lie beside the weights were drawn otherwise
@@ -106,11 +106,11 @@ def test_what_is_given_replaces_the_sources_own(pipeline: Path) -> None:
 
 def test_latents_are_not_clamped_to_an_images_range(pipeline: Path) -> None:
     edit(pipeline / "model_index.json", vae=["diffusers", "AutoencoderKL"])
-    assert PretrainedDenoiser(str(pipeline)).normalizer.settings == Normalizer().settings
+    assert PretrainedDenoiser(str(pipeline)).codec.settings == Normalizer().settings
 
 
-@pytest.mark.parametrize("given", [None, NoiseSchedule([0.5])])
-def test_flow_matching_is_refused(pipeline: Path, given: NoiseSchedule | None) -> None:
+@pytest.mark.parametrize("given", [None, VariancePreserving([0.5])])
+def test_flow_matching_is_refused(pipeline: Path, given: VariancePreserving | None) -> None:
     (pipeline / "scheduler" / "scheduler_config.json").unlink()
     diffusers.FlowMatchEulerDiscreteScheduler().save_pretrained(pipeline / "scheduler")
     with pytest.raises(ValueError, match="got FlowMatchEulerDiscreteScheduler: flow-matching models"):
@@ -120,7 +120,7 @@ def test_flow_matching_is_refused(pipeline: Path, given: NoiseSchedule | None) -
 def test_a_network_that_predicts_variances_too_is_refused(tmp_path: Path, unet: Any) -> None:
     unet(out_channels=2).save_pretrained(tmp_path / "learned")
     with pytest.raises(ValueError, match="takes 1 channels and returns 2: expected as many"):
-        PretrainedDenoiser(str(tmp_path / "learned"), noise_schedule=NoiseSchedule([0.5]))
+        PretrainedDenoiser(str(tmp_path / "learned"), noise_schedule=VariancePreserving([0.5]))
 
 
 def test_a_folder_of_something_else_is_refused(pipeline: Path, tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_a_folder_of_something_else_is_refused(pipeline: Path, tmp_path: Path) -
         PretrainedDenoiser(str(tmp_path))
     (tmp_path / "config.json").write_text('{"class": "DigitCNN", "init_args": {}}')
     with pytest.raises(ValueError, match="'DigitCNN', which is no noise predictor"):
-        PretrainedDenoiser(str(tmp_path), noise_schedule=NoiseSchedule([0.5]))
+        PretrainedDenoiser(str(tmp_path), noise_schedule=VariancePreserving([0.5]))
     edit(pipeline / "model_index.json", unet=None)
     with pytest.raises(ValueError, match="has no noise predictor: expected a unet or transformer"):
         PretrainedDenoiser(str(pipeline))

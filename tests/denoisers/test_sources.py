@@ -15,7 +15,7 @@ from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.denoisers.config import denoiser_config
 from constrained_diffusion.denoisers.loading import PretrainedDenoiser
 from constrained_diffusion.denoisers.schedule import DiffusersSchedule
-from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
+from constrained_diffusion.diffusion.variance_preserving import VariancePreserving
 from constrained_diffusion.runtime import assets
 
 SCHEDULE = {"num_train_timesteps": 50, "beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"}
@@ -57,7 +57,7 @@ def test_truncated_safetensors_are_refused(tmp_path: Path, unet: Any, kept: int)
     save_file(unet(0).state_dict(), tmp_path / "w.safetensors")
     (tmp_path / "w.safetensors").write_bytes((tmp_path / "w.safetensors").read_bytes()[:kept])
     with pytest.raises(ValueError, match=BAD_WEIGHTS):
-        PretrainedDenoiser(str(tmp_path / "w.safetensors"), network=unet(1), noise_schedule=NoiseSchedule([0.5]))
+        PretrainedDenoiser(str(tmp_path / "w.safetensors"), network=unet(1), noise_schedule=VariancePreserving([0.5]))
 
 
 # ----------------------------------------------------------------------------------------------------------- names, hub

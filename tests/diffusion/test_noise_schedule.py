@@ -10,13 +10,13 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 
 from constrained_diffusion.denoisers.schedule import DiffusersSchedule
-from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
 from constrained_diffusion.diffusion.normalizer import Normalizer
+from constrained_diffusion.diffusion.variance_preserving import VariancePreserving
 
 KINDS = ["epsilon", "sample", "v_prediction"]
 
 
-def pair(kind: str, **settings: Any) -> tuple[DDPMScheduler, NoiseSchedule]:
+def pair(kind: str, **settings: Any) -> tuple[DDPMScheduler, VariancePreserving]:
     """The same schedule twice: diffusers' and ours, of 50 steps."""
     config = {"num_train_timesteps": 50, "beta_schedule": "squaredcos_cap_v2", "prediction_type": kind, **settings}
     return DDPMScheduler(**config), DiffusersSchedule(config)
@@ -85,7 +85,7 @@ def test_min_snr_weights(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
 def test_a_floor_keeps_the_weight_of_high_noise_whatever_the_target(kind: Any) -> None:
     abar = torch.linspace(0.999, 0.001, 50, dtype=torch.float64)
-    schedule, times = NoiseSchedule(abar.float(), kind), torch.arange(50)
+    schedule, times = VariancePreserving(abar.float(), kind), torch.arange(50)
     clean, noisy = torch.zeros(50, 1, dtype=torch.float64), torch.randn(50, 1, dtype=torch.float64)
     wrong = schedule.from_clean(clean + 0.1, noisy, times) - schedule.from_clean(clean, noisy, times)
     weighted = schedule.loss_weight(times, 20.0, 1.0) * wrong[:, 0].square()
@@ -94,12 +94,12 @@ def test_a_floor_keeps_the_weight_of_high_noise_whatever_the_target(kind: Any) -
 
 
 def test_the_weight_is_finite_without_any_signal() -> None:
-    assert NoiseSchedule([0.5, 0.0], "epsilon").loss_weight(torch.tensor([0, 1]), 5.0).tolist() == [1.0, 1.0]
-    assert NoiseSchedule([0.5, 0.0], "v_prediction").loss_weight(torch.tensor([1]), 5.0).tolist() == [0.0]
+    assert VariancePreserving([0.5, 0.0], "epsilon").loss_weight(torch.tensor([0, 1]), 5.0).tolist() == [1.0, 1.0]
+    assert VariancePreserving([0.5, 0.0], "v_prediction").loss_weight(torch.tensor([1]), 5.0).tolist() == [0.0]
 
 
 def test_half_precision_keeps_the_small_noise_levels() -> None:
-    schedule = NoiseSchedule([0.9999, 0.5])
+    schedule = VariancePreserving([0.9999, 0.5])
     _, sigma = schedule.coefficients(torch.tensor([0]), torch.zeros(1, dtype=torch.bfloat16))
     assert sigma.dtype == torch.bfloat16
     assert sigma.item() == pytest.approx(0.01, rel=1e-2)  # bfloat16's own 1 - 0.9999 is 0
@@ -117,26 +117,26 @@ def test_half_precision_keeps_the_small_noise_levels() -> None:
 )
 def test_a_wrong_schedule_is_refused(alphas_cumprod: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        NoiseSchedule(alphas_cumprod)
+        VariancePreserving(alphas_cumprod)
 
 
 def test_an_unknown_prediction_type_is_refused() -> None:
     with pytest.raises(ValueError, match="epsilon, sample, v_prediction, got 'flow_prediction'; flow-matching"):
-        NoiseSchedule([0.5], "flow_prediction")  # type: ignore[arg-type]
+        VariancePreserving([0.5], "flow_prediction")  # type: ignore[arg-type]
 
 
 def test_the_normaliser_is_torchvisions() -> None:
     images, mean, std = torch.rand(4, 3, 5, 5), 0.3, 0.7
     functional = pytest.importorskip("torchvision.transforms.functional", reason="torchvision is not installed")
-    normalized = Normalizer(mean, std).normalize(images)
+    normalized = Normalizer(mean, std).encode(images)
     torch.testing.assert_close(normalized, functional.normalize(images, [mean] * 3, [std] * 3))
-    torch.testing.assert_close(Normalizer(mean, std).denormalize(normalized), images)
+    torch.testing.assert_close(Normalizer(mean, std).decode(normalized), images)
 
 
 def test_the_clamp_passes_gradients_straight_through_and_is_exact() -> None:
-    normalizer = Normalizer(mean=0.1307, std=0.3081, low=0.0, high=1.0)
+    codec = Normalizer(mean=0.1307, std=0.3081, low=0.0, high=1.0)
     x = torch.tensor([-31234.567, 0.3, 17654.321], requires_grad=True)  # as large as x-hat gets at the last timesteps
-    clamped = normalizer.clamp(x)
+    clamped = codec.clamp(x)
     expected = torch.tensor([-0.1307 / 0.3081, 0.3, 0.8693 / 0.3081])
     torch.testing.assert_close(clamped, expected, rtol=0, atol=1e-6)
     (gradient,) = torch.autograd.grad((clamped * torch.arange(1.0, 4.0)).sum(), x)

@@ -11,18 +11,18 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
 from constrained_diffusion.diffusion.prediction import Predict, Prediction
-from constrained_diffusion.diffusion.sampler import Sampler, ddim, seeded_noise
+from constrained_diffusion.diffusion.sampler import Sampler, sample, seeded_noise
+from constrained_diffusion.diffusion.variance_preserving import VariancePreserving
 
 T = 100
 
 
-def cosine(kind: Any = "epsilon", steps: int = T, start: float = 0.05) -> NoiseSchedule:
-    return NoiseSchedule(torch.cos(torch.linspace(start, 1.5, steps, dtype=torch.float64)) ** 2, kind)
+def cosine(kind: Any = "epsilon", steps: int = T, start: float = 0.05) -> VariancePreserving:
+    return VariancePreserving(torch.cos(torch.linspace(start, 1.5, steps, dtype=torch.float64)) ** 2, kind)
 
 
-def smooth(schedule: NoiseSchedule, limit: float | None = None) -> Predict:
+def smooth(schedule: VariancePreserving, limit: float | None = None) -> Predict:
     """A tiny smooth network; its clean sample is clamped to [-limit, limit]."""
 
     def predict(noisy: Tensor, timesteps: Tensor) -> Prediction:
@@ -102,7 +102,7 @@ def test_ddim_is_diffusers(kind: Any, eta: float, spacing: Any, offset: int, to_
     for t, noise in zip(scheduler.timesteps, slices if eta else [None] * steps, strict=True):
         output = predict(expected, t.expand(3)).output
         expected = scheduler.step(output, int(t), expected, eta=eta, variance_noise=noise).prev_sample
-    torch.testing.assert_close(ddim(predict, schedule, z, sampler), expected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(sample(predict, schedule, z, sampler), expected, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
@@ -112,7 +112,7 @@ def test_every_slice_of_z_is_read(spacing: Any, steps: int) -> None:
         for offset in (0, 1) if spacing == "leading" else (0,):
             sampler = Sampler(steps, 1.0, spacing, offset, set_alpha_to_one=to_one)
             z = draw(1, 1 + sampler.injecting_steps(T), 2).requires_grad_()
-            (gradient,) = torch.autograd.grad(ddim(smooth(cosine()), cosine(), z, sampler).sum(), z)
+            (gradient,) = torch.autograd.grad(sample(smooth(cosine()), cosine(), z, sampler).sum(), z)
             assert (gradient.abs().amax(-1) > 1e-12).all(), (to_one, offset)
 
 
@@ -168,7 +168,7 @@ def test_ddim_steps_over_neighbours_of_the_grid(spacing: Any, kind: Any, eta: fl
     z = draw(3, 1 + sampler.injecting_steps(T), 4)
     noises = list(z.numpy().swapaxes(0, 1))
     expected = reference(kind, eta, grid(spacing, n), levels, 1.0 if to_one else levels[0], noises)
-    found = ddim(smooth(schedule), schedule, z, sampler)
+    found = sample(smooth(schedule), schedule, z, sampler)
     torch.testing.assert_close(found, torch.from_numpy(expected), rtol=0, atol=1e-10)
 
 
@@ -180,10 +180,10 @@ def test_ddim_steps_over_neighbours_of_the_grid(spacing: Any, kind: Any, eta: fl
 def test_gradients_reach_all_of_z(eta: float, kind: Any) -> None:
     schedule, sampler = cosine(kind), Sampler(4, eta, clip_sample=False)
     z = draw(2, 1 + sampler.injecting_steps(T), 2).requires_grad_()
-    assert torch.autograd.gradcheck(lambda noise: ddim(smooth(schedule), schedule, noise, sampler), z)
+    assert torch.autograd.gradcheck(lambda noise: sample(smooth(schedule), schedule, noise, sampler), z)
 
 
-def exact(schedule: NoiseSchedule, mean: float, variance: float) -> Predict:
+def exact(schedule: VariancePreserving, mean: float, variance: float) -> Predict:
     """The exact denoiser of data ~ N(mean, variance)."""
 
     def predict(noisy: Tensor, timesteps: Tensor) -> Prediction:
@@ -205,8 +205,8 @@ def test_gaussian_data_comes_out_in_closed_form_at_first_order(spacing: Any) -> 
         # The flow of eta = 0 keeps (x_t - sqrt(abar) mean) / sqrt(abar variance + 1 - abar) constant, down to abar = 1.
         first = (z[:, 0] - abar[-1].sqrt() * mean) / (abar[-1] * deviation**2 + 1 - abar[-1]).sqrt()
         sampler = Sampler(steps, spacing=spacing, clip_sample=False)
-        sample = ddim(exact(schedule, mean, deviation**2), schedule, z, sampler)
-        errors.append((sample - (mean + deviation * first)).abs().max().item())
+        drawn = sample(exact(schedule, mean, deviation**2), schedule, z, sampler)
+        errors.append((drawn - (mean + deviation * first)).abs().max().item())
     assert errors[2] < 0.005
     assert errors[0] / errors[1] == pytest.approx(4, rel=0.1)  # 4 times the steps, a quarter of the error
     assert errors[1] / errors[2] == pytest.approx(4, rel=0.1)
@@ -216,9 +216,9 @@ def test_stochastic_samples_of_gaussian_data_have_its_moments() -> None:
     schedule, sampler = cosine(steps=400), Sampler(400, eta=1.0, clip_sample=False)
     n = 4000
     z = draw(n, 1 + sampler.injecting_steps(400), 1)
-    sample = ddim(exact(schedule, 1.5, 0.16), schedule, z, sampler)
-    assert sample.mean().item() == pytest.approx(1.5, abs=4 * 0.4 / n**0.5)  # four standard errors
-    assert sample.std().item() == pytest.approx(0.4, rel=4 / (2 * n) ** 0.5 + 0.01)
+    drawn = sample(exact(schedule, 1.5, 0.16), schedule, z, sampler)
+    assert drawn.mean().item() == pytest.approx(1.5, abs=4 * 0.4 / n**0.5)  # four standard errors
+    assert drawn.std().item() == pytest.approx(0.4, rel=4 / (2 * n) ** 0.5 + 0.01)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -226,10 +226,13 @@ def test_the_dtype_of_z_is_kept(dtype: torch.dtype) -> None:
     for eta in (0.0, 1.0):
         sampler = Sampler(5, eta)
         z = draw(2, 1 + sampler.injecting_steps(T), 3)
-        sample = ddim(smooth(cosine(), 1.0), cosine(), z.to(dtype), sampler)
-        assert sample.dtype == dtype
+        drawn = sample(smooth(cosine(), 1.0), cosine(), z.to(dtype), sampler)
+        assert drawn.dtype == dtype
         torch.testing.assert_close(
-            sample.double(), ddim(smooth(cosine(), 1.0), cosine(), z, sampler), rtol=0, atol=20 * torch.finfo(dtype).eps
+            drawn.double(),
+            sample(smooth(cosine(), 1.0), cosine(), z, sampler),
+            rtol=0,
+            atol=20 * torch.finfo(dtype).eps,
         )
 
 
@@ -241,9 +244,9 @@ def test_the_hook_sees_every_clean_prediction_and_its_answer_is_used() -> None:
         return torch.full_like(clean, 3.0)
 
     sampler = Sampler(5)
-    sample = ddim(smooth(schedule), schedule, draw(2, 1, 3), sampler, on_clean=to_three)
+    drawn = sample(smooth(schedule), schedule, draw(2, 1, 3), sampler, on_clean=to_three)
     assert seen == [t for t, _ in sampler.pairs(T)]
-    assert (sample == 3.0).all()  # the last step ends on the clean prediction itself
+    assert (drawn == 3.0).all()  # the last step ends on the clean prediction itself
 
 
 def test_progress_wraps_the_steps() -> None:
@@ -253,7 +256,7 @@ def test_progress_wraps_the_steps() -> None:
         lengths.append(len(pairs))
         return pairs
 
-    ddim(smooth(cosine()), cosine(), draw(1, 1, 2), Sampler(6), progress=watch)
+    sample(smooth(cosine()), cosine(), draw(1, 1, 2), Sampler(6), progress=watch)
     assert lengths == [6]
 
 
@@ -272,7 +275,7 @@ def test_seeded_noise_of_a_seed_does_not_know_its_neighbours() -> None:
 @pytest.mark.parametrize(("eta", "given", "expected"), [(0.0, 2, 1), (1.0, 1, 5), (1.0, 6, 5)])
 def test_a_wrong_number_of_slices_is_refused(eta: float, given: int, expected: int) -> None:
     with pytest.raises(ValueError, match=rf"needs {expected} slices .* eta={eta}; got {given}"):
-        ddim(smooth(cosine()), cosine(), draw(1, given, 2), Sampler(5, eta))
+        sample(smooth(cosine()), cosine(), draw(1, given, 2), Sampler(5, eta))
 
 
 @pytest.mark.parametrize("settings", [{"steps": 0}, {"eta": -0.1}, {"eta": 1.1}])

@@ -6,8 +6,8 @@ import torch
 from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.denoisers.schedule import DiffusersSchedule
 from constrained_diffusion.diffusion.normalizer import Normalizer
-from constrained_diffusion.diffusion.sampler import Sampler, ddim, seeded_noise
-from constrained_diffusion.diffusion.token_sampler import PyramidSampler, pyramid, token_ddim
+from constrained_diffusion.diffusion.sampler import Sampler, sample, seeded_noise
+from constrained_diffusion.diffusion.token_sampler import PyramidSampler, pyramid, token_sample
 from constrained_diffusion.domains.mazes.planners import RecurrentPlanner, TransformerPlanner
 
 
@@ -25,8 +25,8 @@ def test_the_full_sequence_is_plain_ddim(denoiser: Denoiser, eta: float, final: 
     sampler = Sampler(steps=7, eta=eta, set_alpha_to_one=final)
     z = seeded_noise(range(3), denoiser.sample_shape, sampler, 100)
     whole = pyramid(7, 5, lag=0)
-    expected = ddim(denoiser.predict, denoiser.noise_schedule, z, sampler)
-    found = token_ddim(denoiser.predict, denoiser.noise_schedule, z, sampler, whole)
+    expected = sample(denoiser.predict, denoiser.noise_schedule, z, sampler)
+    found = token_sample(denoiser.predict, denoiser.noise_schedule, z, sampler, whole)
     assert torch.allclose(found, expected, atol=1e-5)
     lag0 = PyramidSampler(steps=7, eta=eta, set_alpha_to_one=final, lag=0)
     assert torch.equal(lag0(denoiser.predict, denoiser.noise_schedule, z), found)
@@ -40,7 +40,7 @@ def test_a_causal_network_with_a_lag_of_all_steps_samples_token_by_token() -> No
     z = seeded_noise(range(2), (3, 4, 2), sampler, 50)
     found = sampler(denoiser.predict, denoiser.noise_schedule, z)
     # The first token depends on itself alone, so DDIM of it with whatever follows gives the same.
-    alone = ddim(denoiser.predict, denoiser.noise_schedule, z, Sampler(steps=4))
+    alone = sample(denoiser.predict, denoiser.noise_schedule, z, Sampler(steps=4))
     assert torch.allclose(found[:, 0], alone[:, 0], atol=1e-6)
     # The second one sees the first at the level of finished tokens, 0.
     abar, times = denoiser.noise_schedule.levels(), [t for t, _ in sampler.pairs(50)]
@@ -71,10 +71,10 @@ def test_samples_stay_differentiable_in_their_noise(denoiser: Denoiser) -> None:
 def test_matrices_and_lags_that_are_none_are_refused(denoiser: Denoiser) -> None:
     z = torch.zeros(1, 1, 5, 4, 2)
     with pytest.raises(ValueError, match=r"a scheduling matrix \(M \+ 1, 5\) from all 0 to all 3"):
-        token_ddim(denoiser.predict, denoiser.noise_schedule, z, Sampler(steps=3), pyramid(4, 5))
+        token_sample(denoiser.predict, denoiser.noise_schedule, z, Sampler(steps=3), pyramid(4, 5))
     with pytest.raises(ValueError, match="moves of 0 or 1"):
-        token_ddim(denoiser.predict, denoiser.noise_schedule, z, Sampler(steps=4), pyramid(4, 5, lag=0)[::2])
+        token_sample(denoiser.predict, denoiser.noise_schedule, z, Sampler(steps=4), pyramid(4, 5, lag=0)[::2])
     with pytest.raises(ValueError, match="lag of 0 or more"):
         PyramidSampler(lag=-1)
     with pytest.raises(ValueError, match="needs 3 slices"):
-        token_ddim(denoiser.predict, denoiser.noise_schedule, z, Sampler(steps=3, eta=1.0), pyramid(3, 5))
+        token_sample(denoiser.predict, denoiser.noise_schedule, z, Sampler(steps=3, eta=1.0), pyramid(3, 5))

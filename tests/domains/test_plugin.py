@@ -107,7 +107,7 @@ model:
       init_args:
         network: {class_path: ToneNet, init_args: {width: 4}}
         noise_schedule: {class_path: DiffusersSchedule, init_args: {config: {num_train_timesteps: 50}}}
-        normalizer: {class_path: Normalizer, init_args: {mean: 0.0, std: 1.0, low: -1.0, high: 1.0}}
+        codec: {class_path: Normalizer, init_args: {mean: 0.0, std: 1.0, low: -1.0, high: 1.0}}
         sample_shape: [1, 16]
     constraints: {class_path: QuietAtMost, init_args: {limit: 0.2}}
     evaluation: {class_path: ToneEvaluation}

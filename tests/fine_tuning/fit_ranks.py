@@ -18,8 +18,8 @@ from constrained_diffusion.callbacks import PenaltyScheduler
 from constrained_diffusion.callbacks.controllers.base import Violations
 from constrained_diffusion.datamodules import GeneratedDataModule
 from constrained_diffusion.denoisers import Denoiser
-from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
 from constrained_diffusion.diffusion.sampler import Sampler
+from constrained_diffusion.diffusion.variance_preserving import VariancePreserving
 from constrained_diffusion.fine_tuning.divergence import KLFromPretrained
 from constrained_diffusion.fine_tuning.loss import PenaltyLoss
 from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
@@ -181,7 +181,7 @@ class Watch(Callback):
 def fit(case: Case, ranks: int, folder: Path) -> dict[str, Any]:
     """Return what a fit on so many ranks did and came to; the global batch is the same for any number."""
     torch.manual_seed(0)
-    schedule = NoiseSchedule(torch.cos(torch.linspace(0.02, 1.5, 100)) ** 2)
+    schedule = VariancePreserving(torch.cos(torch.linspace(0.02, 1.5, 100)) ** 2)
     guard = [KLFromPretrained(case.kappa)] if case.kappa else []
     module = Watched(
         Denoiser(Tiny(), schedule, sample_shape=(1, 4, 4)), [TooBright(), BrightRows(tolerance=0.05), *guard],

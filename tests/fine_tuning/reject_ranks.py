@@ -16,9 +16,9 @@ from torch import Tensor
 from constrained_diffusion.callbacks import Certificate, SampleWriter
 from constrained_diffusion.datamodules import SeedsDataModule
 from constrained_diffusion.denoisers import Denoiser
-from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
 from constrained_diffusion.diffusion.rejection import Rejection
 from constrained_diffusion.diffusion.sampler import Sampler
+from constrained_diffusion.diffusion.variance_preserving import VariancePreserving
 from constrained_diffusion.evaluation import Evaluation
 from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
 from constrained_diffusion.objectives import Constraint
@@ -72,7 +72,7 @@ class TopBrightness(Evaluation):
 def module(limit: float = LIMIT, **settings: Any) -> ConstrainedDiffusion:
     """A random denoiser of which about three samples in ten are dark enough."""
     torch.manual_seed(0)
-    schedule = NoiseSchedule(torch.cos(torch.linspace(0.02, 1.5, 100)) ** 2)
+    schedule = VariancePreserving(torch.cos(torch.linspace(0.02, 1.5, 100)) ** 2)
     denoiser = Denoiser(Tiny(), schedule, sample_shape=(1, 8, 8))
     given = {"evaluation": TopBrightness(), "sampler": Sampler(steps=4), "rejection": Rejection()}
     return ConstrainedDiffusion(denoiser, BrightnessAtMost(limit), **{**given, **settings})

@@ -25,8 +25,8 @@ from constrained_diffusion.callbacks import (
     SampleGrid,
 )
 from constrained_diffusion.denoisers import Denoiser
-from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
 from constrained_diffusion.diffusion.sampler import Sampler
+from constrained_diffusion.diffusion.variance_preserving import VariancePreserving
 from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
 from constrained_diffusion.runtime.fully_sharded import FullySharded
 from constrained_diffusion.runtime.sharding import local, shard, whole
@@ -66,7 +66,7 @@ class Network(nn.Module):
 
 def make(lora: bool = False, cls: Any = ConstrainedDiffusion) -> ConstrainedDiffusion:
     torch.manual_seed(0)
-    schedule = NoiseSchedule(torch.cos(torch.linspace(0.02, 1.5, 100)) ** 2)
+    schedule = VariancePreserving(torch.cos(torch.linspace(0.02, 1.5, 100)) ** 2)
     module: ConstrainedDiffusion = cls(
         Denoiser(Network(), schedule, sample_shape=(1, 4, 4)), PARTS["TooBright"](), "anchored_penalty",
         max_timestep=60, sampler=Sampler(steps=2), ema_decay=0.7, optimizer=SGD, lora=ADAPTERS if lora else None,

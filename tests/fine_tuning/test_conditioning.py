@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
+from constrained_diffusion.diffusion.variance_preserving import VariancePreserving
 from constrained_diffusion.fine_tuning.conditioning import condition_on_feasible
 
-SCHEDULE = NoiseSchedule(torch.linspace(0.99, 0.01, 50))
+SCHEDULE = VariancePreserving(torch.linspace(0.99, 0.01, 50))
 
 
 def bank(n=6):
@@ -81,6 +81,6 @@ def test_at_low_noise_a_row_is_judged_by_itself():
 def test_from_clean_inverts_to_clean():
     noisy, output, timesteps = torch.randn(3, 1, 3, 3), torch.randn(3, 1, 3, 3), torch.tensor([5, 20, 40])
     for kind in ("epsilon", "sample", "v_prediction"):
-        schedule = NoiseSchedule(SCHEDULE.alphas_cumprod, kind)
+        schedule = VariancePreserving(SCHEDULE.alphas_cumprod, kind)
         clean = schedule.to_clean(output, noisy, timesteps)
         torch.testing.assert_close(schedule.from_clean(clean, noisy, timesteps), output, rtol=1e-4, atol=1e-4)

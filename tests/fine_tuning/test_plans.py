@@ -70,12 +70,12 @@ def test_units_come_from_the_data_and_travel_with_the_model(fit: Any, tmp_path: 
     model, plans = module(planner()), data()
     fit(model, plans, max_epochs=1)
     rows = plans.data[0].clean.flatten(0, -2)
-    assert torch.allclose(model.denoiser.normalizer.mean, rows.mean(0), atol=1e-5)
-    assert torch.allclose(model.denoiser.normalizer.std, rows.std(0), rtol=1e-5)
+    assert torch.allclose(model.denoiser.codec.mean, rows.mean(0), atol=1e-5)
+    assert torch.allclose(model.denoiser.codec.std, rows.std(0), rtol=1e-5)
     model.export(tmp_path / "planner")
     loaded = PretrainedDenoiser(str(tmp_path / "planner"))
-    assert torch.equal(loaded.normalizer.mean, model.denoiser.normalizer.mean)
-    assert torch.equal(loaded.normalizer.std, model.denoiser.normalizer.std)
+    assert torch.equal(loaded.codec.mean, model.denoiser.codec.mean)
+    assert torch.equal(loaded.codec.std, model.denoiser.codec.std)
 
 
 def test_a_share_of_the_rows_is_noised_by_token(fit: Any) -> None:
@@ -116,11 +116,11 @@ def test_held_ends_are_clean_in_training_as_in_sampling(fit: Any) -> None:
     Seen.calls[0].clear()
     model = module(planner(Seen), guide=HeldEnds(START, GOAL))
     fit(model, data(), max_epochs=1)
-    normalizer = model.denoiser.normalizer
+    codec = model.denoiser.codec
     for noisy, levels in Seen.calls[0]:
         assert not levels[:, [0, -1]].any()
         assert levels[:, 1:-1].diff(dim=1).eq(0).all()
-        ends = normalizer.denormalize(noisy)[:, [0, -1]]
+        ends = codec.decode(noisy)[:, [0, -1]]
         assert torch.allclose(ends, torch.tensor([START, GOAL])[None, :, None].expand(8, 2, 4, 2), atol=1e-4)
     plans = model.sample(range(3))
     assert torch.allclose(points(plans)[:, [0, -1]], torch.tensor([START, GOAL]).expand(3, 2, 2), atol=1e-4)

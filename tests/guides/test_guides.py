@@ -31,7 +31,7 @@ def zones() -> ForbiddenZones:
 def drawn(planner: Denoiser, guide: Guide | None, sampler: Sampler = SAMPLER, count: int = 16) -> Tensor:
     z = seeded_noise(range(count), planner.sample_shape, sampler, 100)
     predict = planner.predict if guide is None else guide(planner.predict, planner)
-    return planner.normalizer.denormalize(sampler(predict, planner.noise_schedule, z))
+    return planner.codec.decode(sampler(predict, planner.noise_schedule, z))
 
 
 GUIDES: dict[str, Callable[[], Guide]] = {
@@ -78,7 +78,7 @@ def test_held_ends_stand_where_they_shall(planner: Denoiser) -> None:
 def test_the_denoiser_sees_held_tokens_clean_and_at_level_zero(planner: Denoiser) -> None:
     noisy, levels = HeldEnds(START, GOAL).hold(torch.randn(3, 6, 4, 2), torch.tensor([10, 50, 99]), planner)
     assert levels.tolist() == [[0, t, t, t, t, 0] for t in (10, 50, 99)]
-    assert torch.allclose(planner.normalizer.denormalize(noisy)[:, 0], torch.tensor(START).expand(3, 4, 2), atol=1e-5)
+    assert torch.allclose(planner.codec.decode(noisy)[:, 0], torch.tensor(START).expand(3, 4, 2), atol=1e-5)
     given = torch.randn(3, 6, 4, 2)
     again, per_token = HeldEnds(START).hold(given, levels, planner)
     assert torch.equal(again[:, 1:], given[:, 1:])

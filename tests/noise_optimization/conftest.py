@@ -8,21 +8,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
 from constrained_diffusion.diffusion.prediction import Prediction
+from constrained_diffusion.diffusion.variance_preserving import VariancePreserving
 
 
 @pytest.fixture
-def schedule() -> NoiseSchedule:
+def schedule() -> VariancePreserving:
     """A cosine schedule of 100 steps for noise-predicting networks."""
-    return NoiseSchedule(torch.cos(torch.linspace(0.05, 1.5, 100, dtype=torch.float64)) ** 2)
+    return VariancePreserving(torch.cos(torch.linspace(0.05, 1.5, 100, dtype=torch.float64)) ** 2)
 
 
 @pytest.fixture
 def exact() -> Any:
     """`exact(schedule, mean, variance)`: the denoiser of data ~ N(mean, variance), whatever the network predicts."""
 
-    def make(schedule: NoiseSchedule, mean: float, variance: float) -> Any:
+    def make(schedule: VariancePreserving, mean: float, variance: float) -> Any:
         def predict(noisy: Tensor, timesteps: Tensor) -> Prediction:
             signal, sigma = schedule.coefficients(timesteps, noisy)
             total = signal**2 * variance + sigma**2

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
-from constrained_diffusion.diffusion.sampler import Sampler, ddim
+from constrained_diffusion.diffusion.sampler import Sampler, sample
 from constrained_diffusion.noise_optimization.baselines import best_of_n, loss_guided
 
 MEAN, VARIANCE = 0.5, 0.36
@@ -84,10 +84,10 @@ def test_samples_move_along_the_reward_and_further_with_the_scale(
     sampler = Sampler(25, eta, clip_sample=clip)
     z = draw(500, 1 + sampler.injecting_steps(100), 2)
     predict = exact(schedule, MEAN, VARIANCE)
-    plain = ddim(predict, schedule, z, sampler)
+    plain = sample(predict, schedule, z, sampler)
     rewards = [linear(plain).mean().item()]
     for scale in (0.5, 1.0, 2.0):
-        shift = (ddim(loss_guided(predict, schedule, linear, scale), schedule, z, sampler) - plain).mean(0)
+        shift = (sample(loss_guided(predict, schedule, linear, scale), schedule, z, sampler) - plain).mean(0)
         assert torch.cosine_similarity(shift, SLOPE, dim=0) > 0.999
         assert (shift / (scale * VARIANCE * SLOPE)).tolist() == pytest.approx([1.0, 1.0], abs=0.1)
         rewards.append(rewards[0] + linear(shift).item())

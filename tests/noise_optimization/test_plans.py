@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from constrained_diffusion.callbacks import NoiseReport, NoiseResults
 from constrained_diffusion.datamodules import SeedsDataModule
 from constrained_diffusion.denoisers.adapter import Denoiser
-from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
 from constrained_diffusion.diffusion.normalizer import Normalizer
 from constrained_diffusion.diffusion.sampler import Sampler
+from constrained_diffusion.diffusion.variance_preserving import VariancePreserving
 from constrained_diffusion.domains.mazes.drawing import plan_overlays, plan_pictures
 from constrained_diffusion.domains.mazes.layout import Maze
 from constrained_diffusion.domains.mazes.plans import points
@@ -86,7 +86,7 @@ class Tiny(nn.Module):
 
 
 def module(objective: Any, evaluation: Evaluation | None) -> DirectNoiseOptimization:
-    schedule = NoiseSchedule(torch.cos(torch.linspace(0.02, 1.5, 100)) ** 2)
+    schedule = VariancePreserving(torch.cos(torch.linspace(0.02, 1.5, 100)) ** 2)
     planner = Denoiser(Tiny(), schedule, Normalizer(low=-2.4, high=2.4), sample_shape=(6, 4, 2))
     return DirectNoiseOptimization(
         planner, objective, Sampler(steps=3, eta=1.0), evaluation=evaluation, steps=8, permutations=5,

@@ -55,7 +55,7 @@ class Certificate(Callback):
     ) -> None:
         if not isinstance(outputs, RejectionResult):
             return
-        self._rows += zip(batch.tolist(), outputs.draws.tolist(), outputs.accepted.tolist(), strict=True)
+        self._rows += zip(batch.seeds.tolist(), outputs.draws.tolist(), outputs.accepted.tolist(), strict=True)
         if not bool(outputs.accepted.all()):
             raise StopIteration  # Lightning ends this rank's loop; all ranks then fail together, and none waits
         if pl_module.evaluation is not None:

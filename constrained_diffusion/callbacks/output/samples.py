@@ -46,7 +46,7 @@ class SampleWriter(Callback):
     ) -> None:
         samples = outputs.samples if isinstance(outputs, RejectionResult) else outputs
         if isinstance(outputs, RejectionResult):
-            self._infeasible += batch.cpu()[~outputs.accepted].tolist()
+            self._infeasible += batch.seeds.cpu()[~outputs.accepted].tolist()
         self._samples.append(samples.float().cpu())
         self._seeds.append(batch.cpu())
 

@@ -32,9 +32,9 @@ def batches(rows: TensorRows, batch_size: int = 500) -> Iterator[tuple[Tensor, T
     """
     for start in range(0, len(rows), batch_size):
         batch = rows.__getitems__(list(range(start, min(start + batch_size, len(rows)))))
-        if batch.condition is None:
-            raise ValueError("batches expects rows with labels as their condition; build the data with_labels: true.")
-        yield batch.clean, batch.condition
+        if batch.target is None:
+            raise ValueError("batches expects rows with labels as their target; build the data with_labels: true.")
+        yield batch.clean, batch.target
 
 
 @torch.no_grad()

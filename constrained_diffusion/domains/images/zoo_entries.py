@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from constrained_diffusion.denoisers.loading import PretrainedDenoiser
-from constrained_diffusion.diffusion.sampler import Sampler, ddim, seeded_noise
+from constrained_diffusion.diffusion.sampler import Sampler, seeded_noise
 from constrained_diffusion.domains.images.class_evaluation import ClassEvaluation
 from constrained_diffusion.domains.images.classifiers import PretrainedClassifier
 from constrained_diffusion.domains.images.zoo_classifiers import classifier, judge
@@ -31,13 +31,12 @@ QUALITY = Sampler(steps=50)  #: the sampler of the card's quality figures
 @torch.no_grad()
 def draw(denoiser: PretrainedDenoiser, sampler: Sampler, count: int, batch_size: int = 250) -> Tensor:
     """Return the samples of seeds 0 .. count - 1, `(count, *shape)` in [0, 1], on the CPU."""
-    total = denoiser.noise_schedule.num_timesteps
     samples = []
     for seeds in track(torch.arange(count).split(batch_size), description=f"{count} samples, {sampler.steps} steps"):
-        z = seeded_noise(seeds.tolist(), denoiser.sample_shape, sampler, total)
+        z = seeded_noise(seeds.tolist(), denoiser.sample_shape, sampler, denoiser.noise_schedule)
         with torch.autocast("cpu", torch.bfloat16) if PRECISION == "bf16-mixed" else nullcontext():
-            samples.append(ddim(denoiser.predict, denoiser.noise_schedule, z, sampler))
-    return denoiser.normalizer.denormalize(denoiser.normalizer.clamp(torch.cat(samples)))
+            samples.append(sampler(denoiser.predict, denoiser.noise_schedule, z))
+    return denoiser.codec.decode(denoiser.codec.clamp(torch.cat(samples)))
 
 
 def measure(samples: Tensor, label: int | None = None) -> dict[str, Any]:

@@ -44,13 +44,13 @@ class ZoneBarrier(Guide):
 
         def stepped(noisy: Tensor, timesteps: Tensor) -> Prediction:
             _, noise, clean = predict(noisy, timesteps)
-            clean = denoiser.normalizer.denormalize(clean)
+            clean = denoiser.codec.decode(clean)
             if earlier:
                 radius = self.zones.radius + self.zones.margin
                 moved = barrier_step(earlier.pop(), clean[..., :2], self.zones.centres, radius, self.gain)
                 clean = torch.cat([moved, clean[..., 2:]], dim=-1)
             earlier.append(clean[..., :2])
-            clean = denoiser.normalizer.normalize(clean)
+            clean = denoiser.codec.encode(clean)
             return Prediction(denoiser.noise_schedule.from_clean(clean, noisy, timesteps), noise, clean)
 
         return stepped

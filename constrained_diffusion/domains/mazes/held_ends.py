@@ -82,5 +82,5 @@ class HeldEnds(Guide):
             if point is not None:
                 standing = like.new_zeros(like.shape[2:])  # velocity and action of one who stands are zero
                 standing[:, :2] = point.to(like)
-                tokens.append((place, denoiser.normalizer.normalize(standing)))
+                tokens.append((place, denoiser.codec.encode(standing)))
         return tokens

@@ -56,11 +56,11 @@ class ZoneProjection(Guide):
             output, noise, clean = predict(noisy, timesteps)
             if self.below is not None and int(timesteps.max()) >= self.below:
                 return Prediction(output, noise, clean)
-            clean = denoiser.normalizer.denormalize(clean)
+            clean = denoiser.codec.decode(clean)
             moved = clean[..., :2]
             for zones in self.zones:
                 moved = pushed_out(moved, zones.centres, zones.radius + zones.margin)  # type: ignore[arg-type, operator]
-            clean = denoiser.normalizer.normalize(torch.cat([moved, clean[..., 2:]], dim=-1))
+            clean = denoiser.codec.encode(torch.cat([moved, clean[..., 2:]], dim=-1))
             return Prediction(denoiser.noise_schedule.from_clean(clean, noisy, timesteps), noise, clean)
 
         return projected

@@ -72,14 +72,14 @@ def test_the_papers_size_is_counted_term_by_term() -> None:
 @pytest.mark.parametrize("make", SMALL)
 def test_a_planner_is_exported_and_loaded_with_its_units(make: Any, tmp_path: Path) -> None:
     denoiser = planner(make)
-    assert isinstance(denoiser.normalizer, MeasuredNormalizer)
-    denoiser.normalizer.measure([0.5, -0.25], [1.5, 2.0])
+    assert isinstance(denoiser.codec, MeasuredNormalizer)
+    denoiser.codec.measure([0.5, -0.25], [1.5, 2.0])
     assert denoiser.sample_shape == (6, 4, 2)
     loaded = PretrainedDenoiser(str(export(denoiser, tmp_path / "planner")))
     plans, level = torch.randn(2, 6, 4, 2), torch.randint(100, (2, 6))
     assert torch.equal(loaded.predict(plans, level).clean, denoiser.predict(plans, level).clean)
     units = plans * torch.tensor([1.5, 2.0]) + torch.tensor([0.5, -0.25])
-    assert torch.equal(loaded.normalizer.denormalize(plans), units)
+    assert torch.equal(loaded.codec.decode(plans), units)
     assert loaded.sample_shape == (6, 4, 2)
 
 

@@ -1,0 +1,144 @@
+"""Autoencoders of diffusers as codecs: the network works on latents, all that judges sees pictures.
+
+| paper | code | shape |
+|---|---|---|
+| E(x), D(z) | `encode`, `decode` | `(B, C, H, W)` to `(B, c, h, w)` and back |
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from constrained_diffusion.diffusion.codec import Codec
+from constrained_diffusion.runtime import assets, untrusted
+
+CLASSES = ("AutoencoderKL", "VQModel", "AutoencoderTiny", "AutoencoderDC")
+
+
+class Autoencoder(Codec):
+    """A frozen autoencoder between images in [0, 1] and latents, `(E(2x - 1) - shift) * scale`.
+
+    Where a gradient is asked for, only the latents are kept for it, and the decoder runs again on the way back.
+
+    Args:
+        source: a zoo name, or a folder that a diffusers autoencoder was saved to.
+        network: in place of a source, the autoencoder itself, one of AutoencoderKL, VQModel, AutoencoderTiny and
+            AutoencoderDC.
+        checkpointed: whether the decoder runs again on the way back, or keeps its activations.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: the folder holds something else or is damaged, or the network is of another class.
+    """
+
+    network: Any
+
+    def __init__(self, source: str | None = None, network: nn.Module | None = None, checkpointed: bool = True) -> None:
+        super().__init__()
+        if (source is None) == (network is None):
+            raise ValueError("Autoencoder expects either a source or a network; give one of them.")
+        chosen = read(source) if source is not None else network
+        if type(chosen).__name__ not in CLASSES:
+            raise ValueError(f"Autoencoder expects one of {', '.join(CLASSES)}, got a {type(chosen).__name__}.")
+        self.network, self.checkpointed, self.settings = chosen, checkpointed, {"source": source}
+        config: Any = self.network.config
+        self.scale = float(config.get("scaling_factor") or 1.0)
+        self.shift = float(config.get("shift_factor") or 0.0)
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode, whatever is asked for."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def encode(self, data: Tensor) -> Tensor:
+        """Map images `(B, C, H, W)` in [0, 1] to latents; of a distribution its mode."""
+        encoded = self.network.encode((2 * data - 1).to(self._dtype))
+        latents: Any = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else None
+        if latents is None:
+            latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent
+        result: Tensor = (latents - self.shift) * self.scale
+        return result.to(data.dtype)
+
+    def decode(self, encoded: Tensor) -> Tensor:
+        """Map latents `(B, c, h, w)` to images `(B, C, H, W)`, black 0 and white 1, not clamped."""
+        if self.checkpointed and torch.is_grad_enabled() and encoded.requires_grad:
+            images: Tensor = checkpoint(self._decode, encoded, use_reentrant=False, preserve_rng_state=False)
+            return images
+        return self._decode(encoded)
+
+    def _decode(self, encoded: Tensor) -> Tensor:
+        config, device = self.network.config, encoded.device.type
+        upcast = bool(config.get("force_upcast"))
+        if upcast and self._dtype == torch.float16:  # in which SDXL's decoder overflows
+            self.network.float()
+        overflows = upcast and torch.get_autocast_dtype(device) == torch.float16
+        with torch.autocast(device, enabled=torch.is_autocast_enabled(device) and not overflows):
+            images: Tensor = self.network.decode((encoded / self.scale + self.shift).to(self._dtype)).sample
+        return (images.to(encoded.dtype) + 1) / 2
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        weight: Tensor = next(self.network.parameters())
+        return weight.dtype
+
+    def data_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of the image that a latent of `shape` decodes to, without running the decoder.
+
+        Raises:
+            ValueError: the latents are not of this autoencoder.
+        """
+        config: Any = self.network.config
+        channels = config.get("latent_channels") or config.get("vq_embed_dim")
+        if len(shape) != 3 or (channels and shape[0] != channels):
+            raise ValueError(
+                f"the autoencoder makes latents of {channels} channels, but the denoiser works on {shape}: expected "
+                "the autoencoder that the model was trained with."
+            )
+        factor = self.factor
+        return (config.get("out_channels") or config.get("in_channels") or 3, shape[1] * factor, shape[2] * factor)
+
+    @property
+    def factor(self) -> int:
+        """How many pixels a latent's side stands for."""
+        with torch.no_grad():
+            meta = copy.deepcopy(self.network).to("meta")
+            channels = self.network.config.get("latent_channels") or self.network.config.get("vq_embed_dim")
+            image: Tensor = meta.decode(torch.empty(1, channels, 8, 8, device="meta", dtype=self._dtype)).sample
+        return image.shape[-1] // 8
+
+
+def read(source: str | Path) -> nn.Module:
+    """Return the autoencoder in `source`, a zoo name or a folder; nothing is unpickled.
+
+    Raises:
+        FileNotFoundError, ValueError: as `Autoencoder`.
+    """
+    import diffusers
+
+    folder = assets.path(str(source)) if str(source) in assets.available() else Path(source).expanduser()
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"no autoencoder at '{source}': expected a folder that diffusers saved one to, with a config.json, or a "
+            f"zoo name ({', '.join(name for name in assets.available() if 'autoencoder' in name) or 'none'})."
+        )
+    name = str(untrusted.read_json(folder / "config.json").get("_class_name"))
+    if name not in CLASSES:
+        raise ValueError(f"'{folder}' holds a {name[:80]}: expected one of {', '.join(CLASSES)}.")
+    try:
+        with untrusted.no_larger_than(folder):
+            loaded: nn.Module = getattr(diffusers, name).from_pretrained(
+                str(folder), local_files_only=True, use_safetensors=True
+            )
+    except Exception as error:  # torch, safetensors and diffusers have many, without a common base
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"the autoencoder in '{folder}' is truncated or damaged ({said[:300]}); fetch its folder again."
+        ) from error
+    return loaded

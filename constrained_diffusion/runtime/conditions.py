@@ -1,0 +1,53 @@
+"""What samples are asked for: labels or prompts, in one order, by the place of a sample or by its seed."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Conditions(ABC):
+    """What is asked of the samples 0, 1, ..; subclass it and write `of` and `names`."""
+
+    @abstractmethod
+    def of(self, places: Sequence[int], denoiser: Any) -> dict[str, Tensor]:
+        """Return what `denoiser` is told of the samples at `places` (or of these seeds), one row each."""
+
+    @abstractmethod
+    def names(self, places: Sequence[int]) -> list[str]:
+        """Return what people call each: the label, or the prompt."""
+
+
+class Labels(Conditions):
+    """Class labels in turn: place i is asked for the label `labels[i % len(labels)]`.
+
+    Args:
+        labels: the labels, or a number n that stands for 0, .., n - 1. A label may come more than once.
+        name: of the network's argument.
+
+    Raises:
+        ValueError: there are none, or one is below 0.
+
+    Example:
+        >>> Labels([4, 7]).of([0, 1, 2], None)
+        {'class_labels': tensor([4, 7, 4])}
+    """
+
+    def __init__(self, labels: int | list[int], name: str = "class_labels") -> None:
+        self.labels = list(range(labels)) if isinstance(labels, int) else list(labels)
+        if not self.labels or min(self.labels) < 0:
+            raise ValueError(f"Labels expects at least one label, each at least 0, got {labels}.")
+        self.name = name
+
+    def of(self, places: Sequence[int], denoiser: Any) -> dict[str, Tensor]:
+        return {self.name: torch.tensor([self.labels[place % len(self.labels)] for place in places])}
+
+    def names(self, places: Sequence[int]) -> list[str]:
+        return [str(self.labels[place % len(self.labels)]) for place in places]
+
+    def __repr__(self) -> str:
+        return f"Labels({self.labels}, {self.name!r})"
