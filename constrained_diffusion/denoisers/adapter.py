@@ -48,6 +48,9 @@ class Denoiser(nn.Module):
     ) -> None:
         super().__init__()
         self.network = network
+        for part in network.modules():  # each block of a DiT would drop labels by itself, when and where it likes
+            if type(part).__name__ == "LabelEmbedding":
+                part.dropout_prob = 0.0  # type: ignore[assignment]
         self.noise_schedule = noise_schedule
         self.codec: Codec = codec or Normalizer(mean=0.5, std=0.5, low=0.0, high=1.0)
         self.sample_shape = tuple(sample_shape or shape_from_config(network))
@@ -224,6 +227,7 @@ def _told_of_class(network: nn.Module) -> set[str]:
     """Return the name of the labels that a class-conditional network of diffusers raises without."""
     config: Any = getattr(network, "config", None) or {}
     wants = config.get("num_class_embeds") or config.get("class_embed_type")
+    wants = wants or config.get("norm_type") == "ada_norm_zero"  # DiT's
     return {"class_labels"} if wants else set()
 
 

@@ -142,3 +142,29 @@ def read(source: str | Path) -> nn.Module:
             f"the autoencoder in '{folder}' is truncated or damaged ({said[:300]}); fetch its folder again."
         ) from error
     return loaded
+
+
+def small_autoencoder(channels: int, widths: list[int], latent_channels: int, groups: int = 8) -> nn.Module:
+    """Return a new `diffusers.AutoencoderKL` without attention, which halves the sides at every width but the last.
+
+    Args:
+        channels: of the images.
+        widths: channels of its levels, from the image inwards; each divisible by `groups`.
+        latent_channels: of the latents.
+        groups: of its normalisation.
+    """
+    from diffusers import AutoencoderKL
+
+    cls: Any = AutoencoderKL
+    network: nn.Module = cls(
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=tuple(widths),
+        down_block_types=("DownEncoderBlock2D",) * len(widths),
+        up_block_types=("UpDecoderBlock2D",) * len(widths),
+        latent_channels=latent_channels,
+        norm_num_groups=groups,
+        mid_block_add_attention=False,
+        force_upcast=False,
+    )
+    return network

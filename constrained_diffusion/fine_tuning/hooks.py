@@ -9,9 +9,10 @@ from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch import Tensor
 
 from constrained_diffusion.denoisers.adapter import Denoiser
-from constrained_diffusion.diffusion.normalizer import MeasuredNormalizer
+from constrained_diffusion.diffusion.normalizer import MeasuredNormalizer, Normalizer
 from constrained_diffusion.fine_tuning.loss import PenaltyLoss
 from constrained_diffusion.fine_tuning.networks import Networks
+from constrained_diffusion.runtime.data import TensorRows
 from constrained_diffusion.runtime.fully_sharded import FullySharded
 
 BANK = 4096  #: at most so many training samples stand for the pretrained model's distribution
@@ -38,6 +39,17 @@ def measure_units(denoiser: Denoiser, data: Any, stage: str) -> None:
     codec = denoiser.codec
     if stage == "fit" and isinstance(codec, MeasuredNormalizer) and isinstance(data, HasMoments):
         codec.measure(*data.moments())
+
+
+@torch.no_grad()
+def encode_rows(denoiser: Denoiser, data: Any, device: torch.device) -> None:
+    """Encode the rows of `data` once, before a fit, where they are in memory and the codec is an autoencoder."""
+    if isinstance(denoiser.codec, Normalizer) or not hasattr(data, "data"):
+        return
+    for rows in data.data:
+        if isinstance(rows, TensorRows) and rows.latent is None:
+            batches = (rows.__getitems__(part.tolist()).clean for part in torch.arange(len(rows)).split(250))
+            rows.latent = torch.cat([denoiser.codec.encode(clean.to(device)).cpu() for clean in batches])
 
 
 def told(data: Any, dropout: float, denoiser: Denoiser) -> dict[str, Tensor] | None:

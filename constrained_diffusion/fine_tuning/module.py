@@ -154,6 +154,10 @@ class ConstrainedDiffusion(TrainedModule):
         shape = getattr(data, "sample_shape", self.denoiser.data_shape)
         self.evaluator.check(stage, shape, hooks.told(data, self.condition_dropout, self.denoiser))
 
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        hooks.encode_rows(self.denoiser, getattr(self.trainer, "datamodule", None), self.device)
+
     def on_train_start(self) -> None:
         self.networks.trained.train()  # pretrained networks arrive in eval mode
         self.loss.bank = hooks.bank(self.networks, self.loss, getattr(self.trainer, "datamodule", None))
