@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -9,12 +10,14 @@ from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch import Tensor
 
 from constrained_diffusion.denoisers.adapter import Denoiser
+from constrained_diffusion.denoisers.reading import check_reading
 from constrained_diffusion.diffusion.normalizer import MeasuredNormalizer, Normalizer
 from constrained_diffusion.fine_tuning.loss import PenaltyLoss
 from constrained_diffusion.fine_tuning.networks import Networks
 from constrained_diffusion.runtime.data import TensorRows
 from constrained_diffusion.runtime.fully_sharded import FullySharded
 
+SMALL = 10_000  #: numbers of a sample, of which eight fit on every device
 BANK = 4096  #: at most so many training samples stand for the pretrained model's distribution
 
 
@@ -50,6 +53,13 @@ def encode_rows(denoiser: Denoiser, data: Any, device: torch.device) -> None:
         if isinstance(rows, TensorRows) and rows.latent is None:
             batches = (rows.__getitems__(part.tolist()).clean for part in torch.arange(len(rows)).split(250))
             rows.latent = torch.cat([denoiser.codec.encode(clean.to(device)).cpu() for clean in batches])
+
+
+def check_own_samples(denoiser: Denoiser, data: Any) -> None:
+    """Warn where the pretrained network does not fit its own samples as its config reads it; see `check_reading`."""
+    seeds = range(8 if math.prod(denoiser.sample_shape) <= SMALL else 2)
+    condition = data.condition(list(seeds)) if hasattr(data, "condition") else None
+    check_reading(denoiser, condition, seeds)
 
 
 def told(data: Any, dropout: float, denoiser: Denoiser) -> dict[str, Tensor] | None:

@@ -156,7 +156,10 @@ class ConstrainedDiffusion(TrainedModule):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        hooks.encode_rows(self.denoiser, getattr(self.trainer, "datamodule", None), self.device)
+        data = getattr(self.trainer, "datamodule", None)
+        hooks.encode_rows(self.denoiser, data, self.device)
+        if self.steering.names:  # there is a pretrained model, which should be what its config says
+            hooks.check_own_samples(self.denoiser, data)
 
     def on_train_start(self) -> None:
         self.networks.trained.train()  # pretrained networks arrive in eval mode
