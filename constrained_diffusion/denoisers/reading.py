@@ -27,7 +27,8 @@ from constrained_diffusion.runtime.randomness import keyed_normal
 
 SUSPICIOUS = 0.3  #: an error above this is looked into
 CLEARLY = 0.5  #: another reading fits clearly better where its error is below this share of the stated one
-STEPS, LEVELS, READING = 10, 8, 0x52  # of the sampler; at which the error is measured; a stream of random numbers
+STEPS, READING = 10, 0x52  # of the sampler; a stream of random numbers
+RATIOS = (0.3, 0.6, 1.0, 1.7, 3.0)  #: of noise to signal, at which the error is measured
 
 
 class _Scaled(nn.Module):
@@ -42,7 +43,9 @@ class _Scaled(nn.Module):
 def own_error(denoiser: Denoiser, condition: Condition | None = None, seeds: Sequence[int] = range(8)) -> float:
     """Return the error of the network's output on its own samples, relative to what it should be; 0 is perfect.
 
-    It is the mean over noise levels of ||output - target||^2 / ||target||^2, infinite where anything is not finite.
+    It is the mean, over the same ratios of noise to signal in every reading, of the relative squared error of the
+    velocity s eps - sigma x_0, which takes both parts of a prediction into account; infinite where something is not
+    finite.
 
     Args:
         denoiser: the network and how it is read.
@@ -56,13 +59,24 @@ def own_error(denoiser: Denoiser, condition: Condition | None = None, seeds: Seq
         clean = denoiser.codec.clamp(sampler(denoiser.predictor(told), schedule, z))
         noise = keyed_normal([(READING, seed) for seed in seeds], denoiser.sample_shape).to(clean)
         errors = []
-        for level in range(LEVELS):
-            place = torch.full((len(clean),), (level + 0.5) / LEVELS * schedule.num_timesteps, dtype=torch.float64)
-            timesteps = schedule.as_timesteps(place).to(clean.device)
-            output = denoiser.call(denoiser.network, schedule.add_noise(clean, noise, timesteps), timesteps, told)
-            target = schedule.target(clean, noise, timesteps)
-            errors.append(float((output - target).double().square().sum() / target.double().square().sum()))
-    return sum(errors) / LEVELS if all(map(math.isfinite, errors)) else math.inf
+        for timestep in _at_ratios(schedule):
+            timesteps = timestep.expand(len(clean)).to(clean.device)
+            noisy = schedule.add_noise(clean, noise, timesteps)
+            output = denoiser.call(denoiser.network, noisy, timesteps, told)
+            found = schedule.to_clean(output, noisy, timesteps), schedule.to_noise(output, noisy, timesteps)
+            signal, sigma = schedule.coefficients(timesteps, clean)
+            error = signal * (found[1] - noise) - sigma * (found[0] - clean)
+            size = signal * noise - sigma * clean
+            errors.append(float(error.double().square().sum() / size.double().square().sum()))
+    return sum(errors) / len(errors) if all(map(math.isfinite, errors)) else math.inf
+
+
+def _at_ratios(schedule: NoiseSchedule) -> list[Tensor]:
+    """Return the timesteps at which sigma / s is nearest to each of `RATIOS`."""
+    places = torch.linspace(0, schedule.num_timesteps * (1 - 1e-9), 1000, dtype=torch.float64)
+    timesteps = schedule.as_timesteps(places)
+    signal, sigma = (part.cpu() for part in schedule.signal_and_sigma(timesteps))
+    return [timesteps[int((sigma - ratio * signal).abs().div(signal + sigma).argmin())] for ratio in RATIOS]
 
 
 def other_readings(denoiser: Denoiser) -> Iterator[tuple[str, Denoiser]]:
@@ -94,6 +108,13 @@ def other_readings(denoiser: Denoiser) -> Iterator[tuple[str, Denoiser]]:
         yield "data in [0, 1] for the network", read(codec=Normalizer(0.0, 1.0, 0.0, 1.0))
 
 
+def _tried(denoiser: Denoiser, condition: Condition | None, seeds: Sequence[int]) -> float:
+    try:
+        return own_error(denoiser, condition, seeds)
+    except Exception:  # a network may be unable to take another reading, in ways of its own
+        return math.inf
+
+
 class _Negated(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -115,7 +136,7 @@ def check_reading(denoiser: Denoiser, condition: Condition | None = None, seeds:
     error = own_error(denoiser, condition, seeds)
     if error <= SUSPICIOUS:
         return error
-    found = {name: own_error(other, condition, seeds) for name, other in other_readings(denoiser)}
+    found = {name: _tried(other, condition, seeds) for name, other in other_readings(denoiser)}
     best = min(found, key=lambda name: found[name])
     if found[best] < CLEARLY * error:
         warnings.warn(
