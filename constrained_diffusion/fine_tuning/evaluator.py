@@ -15,7 +15,7 @@ from constrained_diffusion.condition import Condition, moved
 from constrained_diffusion.constraint_rates import ConstraintRates
 from constrained_diffusion.diffusion.prediction import Predict
 from constrained_diffusion.diffusion.sampler import Sampler, seeded_noise
-from constrained_diffusion.evaluation import Evaluation
+from constrained_diffusion.evaluation import Evaluation, OwnViolations
 from constrained_diffusion.fine_tuning.networks import Networks, Weights
 from constrained_diffusion.fine_tuning.steering import Steering
 from constrained_diffusion.guides.base import Guide
@@ -83,7 +83,7 @@ class Evaluator:
     Args:
         networks: EMA, trained and pretrained weights.
         steering: the constraints, whose own g judges each sample.
-        evaluation: what else is measured, if anything.
+        evaluation: what else is measured; by default nothing, and samples are marked by g where there are constraints.
         sampler: how samples are drawn.
         guide: what steers every sampling of this model.
     """
@@ -96,6 +96,7 @@ class Evaluator:
         sampler: Sampler = Sampler(),  # noqa: B008  (frozen)
         guide: Guide | None = None,
     ) -> None:
+        evaluation = OwnViolations() if evaluation is None and steering.names else evaluation
         self.networks, self.steering, self.evaluation = networks, steering, evaluation
         self.sampler, self.guide = sampler, guide
         self.recompute = False  #: draw the pretrained model's samples even where they are stored beside its weights

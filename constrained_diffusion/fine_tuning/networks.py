@@ -111,10 +111,13 @@ class Networks(nn.Module):
         """Return the trained network's prediction for the rows of `step`, with gradient."""
         return self.denoiser.predict(step.noisy, step.timesteps, step.condition)
 
-    def predict_guided(self, step: NoisyBatch) -> tuple[Prediction, Prediction]:
-        """Return the trained network's prediction, and the guided one, both with gradient, of one call of 2 B rows."""
+    def predict_judged(self, step: NoisyBatch, guided: bool) -> tuple[Prediction, Prediction]:
+        """Return the trained network's prediction, and what constraints see of it, both with gradient.
+
+        That is the same or, where `guided`, the prediction with guidance, both from one call of 2 B rows.
+        """
         denoiser, rows = self.denoiser, len(step.noisy)
-        if denoiser.guidance_scale == 1 or step.condition is None:
+        if not guided or denoiser.guidance_scale == 1 or step.condition is None:
             prediction = self.predict(step)
             return prediction, prediction
         both = join([denoiser.null(rows, step.noisy.device), step.condition])

@@ -59,7 +59,7 @@ class Certificate(Callback):
         if not bool(outputs.accepted.all()):
             raise StopIteration  # Lightning ends this rank's loop; all ranks then fail together, and none waits
         if pl_module.evaluation is not None:
-            pl_module.evaluation.update(outputs.samples)
+            pl_module.evaluation.update_asked(outputs.samples, batch.condition)
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         if not _rejects(pl_module):
