@@ -44,7 +44,8 @@ class MNISTDataModule(DiffusionDataModule):
         held_out: int = 1024,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**{"conditions": Labels(10) if conditional else None, **kwargs})
+        asked = kwargs.pop("conditions", None) or (Labels(10) if conditional else None)  # a config gives null
+        super().__init__(**kwargs, conditions=asked)
         if image_size < 28 or image_size % 2:
             raise ValueError(f"image_size must be an even number >= 28, got {image_size}.")
         self.data_dir = data_dir or os.environ.get("CONSTRAINED_DIFFUSION_DATA", "data")

@@ -13,7 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from constrained_diffusion.batch import Seeds
-from constrained_diffusion.condition import take
+from constrained_diffusion.condition import Condition, take
 from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.diffusion.normalizer import MeasuredNormalizer
 from constrained_diffusion.diffusion.rejection import Rejection, RejectionResult, check_rejection, rejection_sample
@@ -70,7 +70,7 @@ def measure_units(denoiser: Denoiser, data: Any, stage: str) -> None:
         codec.measure(*data.moments())
 
 
-def told(data: Any, dropout: float, denoiser: Denoiser) -> dict[str, Tensor] | None:
+def told(data: Any, dropout: float, denoiser: Denoiser) -> Condition | None:
     """Return what the data module `data` tells the denoiser of two samples, or None.
 
     Raises:

@@ -123,9 +123,9 @@ class Networks(nn.Module):
         both = join([denoiser.null(rows, step.noisy.device), step.condition])
         twice = torch.cat([step.noisy] * 2), torch.cat([step.timesteps] * 2)
         null, told = denoiser.call(self.trained, *twice, both).chunk(2)
-        guided = null + denoiser.guidance_scale * (told - null)
-        plain, steered = (denoiser.interpret(output, step.noisy, step.timesteps) for output in (told, guided))
-        return plain, steered
+        outputs = told, null + denoiser.guidance_scale * (told - null)
+        plain, judged = (denoiser.interpret(output, step.noisy, step.timesteps) for output in outputs)
+        return plain, judged
 
     @torch.no_grad()
     def predict_frozen(self, step: NoisyBatch) -> Prediction:
