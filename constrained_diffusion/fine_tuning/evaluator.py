@@ -147,6 +147,11 @@ class Evaluator:
             samples = sampler(predict, denoiser.noise_schedule, z)
         return denoiser.codec.clamp(to_float32(samples))
 
+    @property
+    def sampler_settings(self) -> dict[str, Any]:
+        """How samples are drawn, with the model's own settings where the sampler leaves them open."""
+        return asdict(self.sampler.of(self.networks.denoiser.noise_schedule))
+
     def stored_samples(self, precision: str) -> Tensor | None:
         """Return the pretrained weights' samples of seeds 0, 1, .. that are stored beside them, `(N, *shape)`.
 
@@ -155,8 +160,7 @@ class Evaluator:
         folder = getattr(self.networks.denoiser, "folder", None)
         if self.recompute or folder is None or self.guide is not None:
             return None
-        drawn = asdict(self.sampler.of(self.networks.denoiser.noise_schedule))
-        return assets.stored_samples(folder, {"sampler": drawn, "precision": precision})
+        return assets.stored_samples(folder, {"sampler": self.sampler_settings, "precision": precision})
 
     def pretrained_samples(self, seeds: list[int], precision: str, condition: Condition | None = None) -> Tensor:
         """Return the pretrained weights' samples of `seeds`: stored ones, where they are what would be drawn."""

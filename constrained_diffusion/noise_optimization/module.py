@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -167,7 +167,7 @@ class DirectNoiseOptimization(LightningModule):
         model, told = self.model, None
         if model.has_prompts:
             told = moved(model.encode(contexts), self.device)
-        elif contexts[0] is not None:
+        elif isinstance(contexts[0], Mapping):  # and not a prompt that the model does not take
             told = moved(join(contexts), self.device)
         predict = model.predictor(told)
 

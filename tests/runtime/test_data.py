@@ -88,8 +88,8 @@ def test_validation_has_held_out_rows_and_seeds(tiny_data: Any) -> None:
     data = tiny_data(val_samples=10, eval_batch_size=4)
     held_out, seeds = data.val_dataloader()
     assert torch.equal(torch.cat([batch.clean for batch in held_out]), data.data[1].clean)
-    assert torch.cat(list(seeds)).tolist() == list(range(10))
-    assert [len(batch) for batch in seeds] == [4, 4, 2]
+    assert torch.cat([batch.seeds for batch in seeds]).tolist() == list(range(10))
+    assert [len(batch.seeds) for batch in seeds] == [4, 4, 2]
 
 
 def test_validation_without_samples_has_one_loader(tiny_data: Any) -> None:
@@ -98,8 +98,8 @@ def test_validation_without_samples_has_one_loader(tiny_data: Any) -> None:
 
 def test_test_and_predict_have_their_own_seeds(tiny_data: Any) -> None:
     data = tiny_data(test_samples=5, predict_samples=3)
-    assert torch.cat(list(data.test_dataloader())).tolist() == [0, 1, 2, 3, 4]
-    assert torch.cat(list(data.predict_dataloader())).tolist() == [0, 1, 2]
+    assert torch.cat([batch.seeds for batch in data.test_dataloader()]).tolist() == [0, 1, 2, 3, 4]
+    assert torch.cat([batch.seeds for batch in data.predict_dataloader()]).tolist() == [0, 1, 2]
 
 
 def test_data_are_built_once(tiny_data: Any) -> None:

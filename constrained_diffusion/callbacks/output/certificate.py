@@ -8,7 +8,6 @@ other, so what the judge finds among them has the one-sided bound of Clopper and
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -72,7 +71,7 @@ class Certificate(Callback):
         self.certificate = {
             **certify(rows, dict(named), measured),
             "max_draws": pl_module.rejection.max_draws,
-            "sampler": asdict(pl_module.evaluator.sampler),
+            "sampler": pl_module.evaluator.sampler_settings,
             "precision": str(trainer.precision),
             "weights_sha256": pl_module.networks.weights_sha256()["after"],
             "versions": versions(),
