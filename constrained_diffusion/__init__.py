@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from constrained_diffusion.domains.images.class_probability import ClassProbability
     from constrained_diffusion.fine_tuning.loss import MinSNR, PenaltyLoss
     from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
-    from constrained_diffusion.fine_tuning.noising import PerToken
+    from constrained_diffusion.fine_tuning.noising import LogitNormal, PerToken
     from constrained_diffusion.noise_optimization.mapping import NoiseToSample
     from constrained_diffusion.noise_optimization.module import DirectNoiseOptimization
     from constrained_diffusion.noise_optimization.optimizer import NoiseOptimizer
@@ -26,6 +26,7 @@ _LAZY = {
     "ConstrainedDiffusion": "fine_tuning.module",
     "Denoiser": "denoisers.adapter",
     "DirectNoiseOptimization": "noise_optimization.module",
+    "LogitNormal": "fine_tuning.noising",
     "MinSNR": "fine_tuning.loss",
     "NoiseOptimizer": "noise_optimization.optimizer",
     "NoiseToSample": "noise_optimization.mapping",
@@ -42,6 +43,7 @@ __all__ = [
     "Constraint",
     "Denoiser",
     "DirectNoiseOptimization",
+    "LogitNormal",
     "MinSNR",
     "NoiseOptimizer",
     "NoiseToSample",

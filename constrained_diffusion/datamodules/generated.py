@@ -105,7 +105,7 @@ class GeneratedDataModule(DiffusionDataModule):
         guides = [guide for guide in (getattr(self._module, "guide", None), self.guide) if guide is not None]
         settings = (
             denoiser_config(denoiser),
-            asdict(self.sampler_settings),
+            asdict(self.sampler_settings.of(denoiser.noise_schedule)),
             self.first_seed,
             self.samples + self.held_out,
             str(self.trainer.precision),

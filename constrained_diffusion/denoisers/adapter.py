@@ -173,7 +173,7 @@ class Denoiser(nn.Module):
         checked_output(self.network, result, noisy)
 
     def check_condition(self, condition: Condition | None) -> None:
-        """Raise ValueError where the network needs an argument that `condition` has not, or knows one of it not."""
+        """Raise ValueError where `condition` lacks what the network or guidance needs, or has what it does not know."""
         parameters = list(inspect.signature(self.network.forward).parameters.values())[2:]
         named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
         given = {name.partition(".")[0] for name in condition or {}}
@@ -188,6 +188,12 @@ class Denoiser(nn.Module):
             raise ValueError(
                 f"the data module gives the condition {', '.join(unknown)}, which {name} does not take: expected some "
                 f"of {', '.join(p.name for p in named) or 'none'}; leave it out, or choose a conditional model."
+            )
+        null = set(self.null(1, torch.device("cpu"))) if self.guidance_scale != 1 and condition else set()
+        if null and (differ := sorted(null ^ set(condition or {}))):
+            raise ValueError(
+                f"guidance leads from the null condition to the condition, but only one of them has "
+                f"{', '.join(differ)}: expected the same names; mend `null_condition`, or set guidance_scale to 1."
             )
 
 

@@ -15,7 +15,7 @@ from constrained_diffusion.condition import Condition, moved
 from constrained_diffusion.constraint_rates import ConstraintRates
 from constrained_diffusion.diffusion.prediction import Predict
 from constrained_diffusion.diffusion.sampler import Sampler, seeded_noise
-from constrained_diffusion.evaluation import Evaluation
+from constrained_diffusion.evaluation import Evaluation, OwnViolations
 from constrained_diffusion.fine_tuning.networks import Networks, Weights
 from constrained_diffusion.fine_tuning.steering import Steering
 from constrained_diffusion.guides.base import Guide
@@ -83,7 +83,7 @@ class Evaluator:
     Args:
         networks: EMA, trained and pretrained weights.
         steering: the constraints, whose own g judges each sample.
-        evaluation: what else is measured, if anything.
+        evaluation: what else is measured; by default nothing, and samples are marked by g where there are constraints.
         sampler: how samples are drawn.
         guide: what steers every sampling of this model.
     """
@@ -96,6 +96,7 @@ class Evaluator:
         sampler: Sampler = Sampler(),  # noqa: B008  (frozen)
         guide: Guide | None = None,
     ) -> None:
+        evaluation = OwnViolations() if evaluation is None and steering.names else evaluation
         self.networks, self.steering, self.evaluation = networks, steering, evaluation
         self.sampler, self.guide = sampler, guide
         self.recompute = False  #: draw the pretrained model's samples even where they are stored beside its weights
@@ -147,6 +148,11 @@ class Evaluator:
             samples = sampler(predict, denoiser.noise_schedule, z)
         return denoiser.codec.clamp(to_float32(samples))
 
+    @property
+    def sampler_settings(self) -> dict[str, Any]:
+        """How samples are drawn, with the model's own settings where the sampler leaves them open."""
+        return asdict(self.sampler.of(self.networks.denoiser.noise_schedule))
+
     def stored_samples(self, precision: str) -> Tensor | None:
         """Return the pretrained weights' samples of seeds 0, 1, .. that are stored beside them, `(N, *shape)`.
 
@@ -155,8 +161,7 @@ class Evaluator:
         folder = getattr(self.networks.denoiser, "folder", None)
         if self.recompute or folder is None or self.guide is not None:
             return None
-        drawn = asdict(self.sampler.of(self.networks.denoiser.noise_schedule))
-        return assets.stored_samples(folder, {"sampler": drawn, "precision": precision})
+        return assets.stored_samples(folder, {"sampler": self.sampler_settings, "precision": precision})
 
     def pretrained_samples(self, seeds: list[int], precision: str, condition: Condition | None = None) -> Tensor:
         """Return the pretrained weights' samples of `seeds`: stored ones, where they are what would be drawn."""

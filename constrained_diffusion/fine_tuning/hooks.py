@@ -1,19 +1,29 @@
-"""What hooks of `ConstrainedDiffusion` do beyond a line: units, the bank, sharding."""
+"""What `ConstrainedDiffusion` does beyond a line: units, drawing samples, the bank, sharding."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from constrained_diffusion.batch import Seeds
+from constrained_diffusion.condition import Condition, take
 from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.denoisers.reading import check_reading
 from constrained_diffusion.diffusion.normalizer import MeasuredNormalizer, Normalizer
+from constrained_diffusion.diffusion.rejection import Rejection, RejectionResult, check_rejection, rejection_sample
+from constrained_diffusion.fine_tuning.evaluator import Evaluator
 from constrained_diffusion.fine_tuning.loss import PenaltyLoss
 from constrained_diffusion.fine_tuning.networks import Networks
+from constrained_diffusion.fine_tuning.noising import PerToken
+from constrained_diffusion.runtime.conditions import asked
 from constrained_diffusion.runtime.data import TensorRows
 from constrained_diffusion.runtime.fully_sharded import FullySharded
 
@@ -37,6 +47,26 @@ class HasBank(Protocol):
         """Return at most `count` of its samples, `(N, *shape)` in the data's units."""
 
 
+def check_settings(
+    loss: PenaltyLoss, noise_levels: PerToken | None, condition_dropout: float, rejection: Rejection | None
+) -> None:
+    """Raise ValueError where a setting is out of range, or two do not go together; see `ConstrainedDiffusion`."""
+    if noise_levels is not None and loss.formulation.conditioned:
+        raise ValueError("noise_levels cannot differ within a sample in 'conditioned_algorithm1'; leave them out.")
+    if not 0 <= condition_dropout <= 1:
+        raise ValueError(f"condition_dropout is a share of the rows, in [0, 1]; got {condition_dropout}.")
+    if rejection is not None:
+        check_rejection(loss.steering.constraints)  # type: ignore[arg-type]
+
+
+def set_up(evaluator: Evaluator, data: Any, stage: str, condition_dropout: float) -> None:
+    """Take the units of the data module `data`, and raise where it does not fit the model; see `Evaluator.check`."""
+    denoiser = evaluator.networks.denoiser
+    measure_units(denoiser, data, stage)
+    shape = getattr(data, "sample_shape", denoiser.data_shape)
+    evaluator.check(stage, shape, told(data, condition_dropout, denoiser))
+
+
 def measure_units(denoiser: Denoiser, data: Any, stage: str) -> None:
     """Give a `MeasuredNormalizer` the units of the data before a fit; any other has its own."""
     codec = denoiser.codec
@@ -58,23 +88,46 @@ def encode_rows(denoiser: Denoiser, data: Any, device: torch.device) -> None:
 def check_own_samples(denoiser: Denoiser, data: Any) -> None:
     """Warn where the pretrained network does not fit its own samples as its config reads it; see `check_reading`."""
     seeds = range(8 if math.prod(denoiser.sample_shape) <= SMALL else 2)
-    condition = data.condition(list(seeds)) if hasattr(data, "condition") else None
-    check_reading(denoiser, condition, seeds)
+    check_reading(denoiser, asked(data, seeds), seeds)
 
 
-def told(data: Any, dropout: float, denoiser: Denoiser) -> dict[str, Tensor] | None:
+def told(data: Any, dropout: float, denoiser: Denoiser) -> Condition | None:
     """Return what the data module `data` tells the denoiser of two samples, or None.
 
     Raises:
         ValueError: some rows should be told nothing, and nobody knows how.
     """
-    condition = data.condition([0, 1]) if hasattr(data, "condition") else None
+    condition = asked(data, [0, 1])
     if dropout and (condition is None or set(condition) - set(denoiser.null(1, torch.device("cpu")))):
         raise ValueError(
             f"condition_dropout is {dropout}, but no empty condition of {', '.join(condition or ()) or 'any'}: "
             "give the denoiser a `null_condition`, such as {class_labels: 10}, and the data module a condition."
         )
     return condition
+
+
+def draw(evaluator: Evaluator, trainer: Trainer | None, seeds: Sequence[int], *how: Any, **settings: Any) -> Tensor:
+    """Return one sample per seed in the network's space and the trainer's precision; see `Evaluator.encoded_sample`.
+
+    Without `condition`, samples are asked for as the trainer's data module asks for these seeds.
+    """
+    if settings.get("condition") is None:
+        settings["condition"] = asked(getattr(trainer, "datamodule", None), seeds)
+    with trainer.precision_plugin.forward_context() if trainer else nullcontext():
+        return evaluator.encoded_sample(seeds, *how, **settings)
+
+
+def predict(module: Any, batch: Seeds, rejection: Rejection | None) -> Tensor | RejectionResult:
+    """Return what `module` draws for `batch`, `(B, *shape)`; with `rejection` until it satisfies the constraints."""
+
+    def drawn(seeds: list[int], rows: list[int]) -> Tensor:
+        samples: Tensor = module.sample(seeds, condition=take(batch.condition, rows))
+        return samples
+
+    seeds = batch.seeds.tolist()
+    if rejection is None:
+        return drawn(seeds, list(range(len(seeds))))
+    return rejection_sample(drawn, module.steering.feasible, seeds, rejection.max_draws)
 
 
 def bank(networks: Networks, loss: PenaltyLoss, data: Any) -> tuple[Tensor, Tensor] | None:
@@ -95,12 +148,20 @@ def bank(networks: Networks, loss: PenaltyLoss, data: Any) -> tuple[Tensor, Tens
     return torch.cat([networks.denoiser.codec.encode(part) for part in clean.split(256)]), feasible
 
 
-def share_out(networks: Networks, strategy: Strategy, fitting: bool) -> None:
+def validation_figures(evaluator: Evaluator, trainer: Any) -> dict[str, float]:
+    """Return what validation measured of samples; nothing where none were drawn."""
+    if len(trainer.num_val_batches) < 2:  # the same on every rank, unlike the number of samples drawn
+        return {}
+    return evaluator.validation_figures(getattr(trainer.datamodule, "first_eval_seed", 0), str(trainer.precision))
+
+
+def share_out(networks: Networks, trainer: Trainer) -> None:
     """Share the networks out over ranks while `FullySharded` fits.
 
     Raises:
         ValueError: the strategy shares out nothing, or the networks are shared out since an earlier fit.
     """
+    strategy, fitting = trainer.strategy, trainer.state.fn == TrainerFn.FITTING
     if isinstance(strategy, ModelParallelStrategy) and not isinstance(strategy, FullySharded):
         raise ValueError(
             "ModelParallelStrategy by itself shares out nothing, and would train each rank by its own rows; choose "

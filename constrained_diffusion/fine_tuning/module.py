@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from constrained_diffusion.batch import Batch, Seeds
-from constrained_diffusion.condition import take
 from constrained_diffusion.denoisers.adapter import Denoiser
-from constrained_diffusion.diffusion.rejection import Rejection, RejectionResult, check_rejection, rejection_sample
+from constrained_diffusion.diffusion.rejection import Rejection, RejectionResult
 from constrained_diffusion.diffusion.sampler import Sampler
-from constrained_diffusion.evaluation import Evaluation, OwnViolations
-from constrained_diffusion.fine_tuning import hooks
+from constrained_diffusion.evaluation import Evaluation
+from constrained_diffusion.fine_tuning import hooks, noising
 from constrained_diffusion.fine_tuning.checkpoint import check_state, own_state, read_ema
 from constrained_diffusion.fine_tuning.evaluator import Evaluator
 from constrained_diffusion.fine_tuning.formulation import Formulation
 from constrained_diffusion.fine_tuning.loss import MinSNR, PenaltyLoss
 from constrained_diffusion.fine_tuning.networks import Networks, Weights
-from constrained_diffusion.fine_tuning.noising import (
-    LogitNormal,
-    PerToken,
-    draw_held_out,
-    draw_training,
-    seed_networks,
-)
+from constrained_diffusion.fine_tuning.noising import LogitNormal, PerToken
 from constrained_diffusion.fine_tuning.steering import Steering
 from constrained_diffusion.fine_tuning.trained import TrainedModule
 from constrained_diffusion.guides.base import Guide
@@ -49,21 +40,18 @@ class ConstrainedDiffusion(TrainedModule):
         formulation: "penalty" (eq. 14), "algorithm1", or one that holds to the frozen model: "anchored_penalty",
             "anchored_algorithm1", "conditioned_algorithm1"; see `Formulation`, which may be given too.
         max_timestep: T_phi; the constraints see the rows with t < T_phi. None: all rows.
-        open_from: for "conditioned_algorithm1", see `PenaltyLoss`.
+        open_from, decode_rows: for "conditioned_algorithm1", and where decoding is dear; see `PenaltyLoss`.
         evaluation: what `validate` and `test` measure on samples; by default g alone.
         sampler, guide: how samples are drawn in evaluation and prediction, and what steers every drawing.
         ema_decay: decay of the moving average of the weights, which every sample is drawn from.
         loss_weight: weights of the diffusion loss by noise level; None: all alike.
-        noise_levels: levels that differ from token to token; None: one for each row.
+        noise_levels, timestep_density: levels that differ from token to token, and how levels are spread; None: evenly.
         lora: keyword arguments of `peft.LoraConfig`; None trains all weights.
         max_violation_rate: a fit is feasible where the upper 95 % bound of the share of violations is at most this.
         rejection: let `predict` draw for every seed until its sample satisfies the constraints; None: one draw.
-        timestep_density: of the noise levels of training; None: even over the schedule.
         condition_dropout: the share of training rows that are told nothing, as guidance needs in pretraining.
         guided_penalty: let constraints see the predicted clean sample with guidance, at twice the cost of a step.
-        decode_rows: at most so many rows of a batch carry the penalty, where decoding them is dear; None: all.
-        seed: keys the noise and timesteps of training.
-        optimizer, lr_scheduler: factories; the learning rate is stepped once per optimiser step.
+        seed, optimizer, lr_scheduler: see `TrainedModule`.
 
     Raises:
         ValueError: a setting is out of range, or no constraint can reject samples.
@@ -98,19 +86,14 @@ class ConstrainedDiffusion(TrainedModule):
         super().__init__(seed, optimizer, lr_scheduler)
         given = [constraints] if isinstance(constraints, Constraint) else list(constraints or [])
         steering = Steering(given)
-        settings = (max_timestep, loss_weight, open_from, decode_rows)
-        self.loss = self.loss_class(steering, denoiser, formulation, *settings)
-        if noise_levels is not None and self.loss.formulation.conditioned:
-            raise ValueError("noise_levels cannot differ within a sample in 'conditioned_algorithm1'; leave them out.")
-        if rejection is not None:
-            check_rejection(given)
+        self.loss = self.loss_class(steering, denoiser, formulation, max_timestep, loss_weight, open_from, decode_rows)
+        hooks.check_settings(self.loss, noise_levels, condition_dropout, rejection)
         self.networks = Networks(denoiser, ema_decay, lora, keep_frozen=bool(given))
-        evaluation = OwnViolations() if evaluation is None and given else evaluation
-        self.evaluation, self.guide = evaluation, guide  # here, so that Lightning moves them
         self.evaluator = Evaluator(self.networks, steering, evaluation, sampler, guide)
-        self.noise_levels, self.max_violation_rate, self.rejection = noise_levels, max_violation_rate, rejection
-        self.timestep_density, self.condition_dropout = timestep_density, condition_dropout
-        self.guided_penalty = guided_penalty
+        self.evaluation, self.guide = self.evaluator.evaluation, guide  # here, so that Lightning moves them
+        self.noising = noise_levels, guide, timestep_density, condition_dropout  # as `draw_training` takes them
+        self.guided_penalty, self.condition_dropout = guided_penalty and bool(given), condition_dropout
+        self.max_violation_rate, self.rejection = max_violation_rate, rejection
         self.strict_loading = False  # a checkpoint leaves judges and classifiers out; `check_state` checks the rest
 
     @property
@@ -130,29 +113,18 @@ class ConstrainedDiffusion(TrainedModule):
 
     @torch.no_grad()
     def sample(self, seeds: Sequence[int], weights: Weights = "ema", *how: Any, **settings: Any) -> Tensor:
-        """Return one sample per seed in the trainer's precision; see `Evaluator.sample`.
-
-        Without `condition`, samples are asked for as the data module asks for these seeds.
-        """
+        """Return one sample per seed, in the data's units; see `hooks.draw`."""
         return self.denoiser.codec.decode(self.encoded_sample(seeds, weights, *how, **settings))
 
-    @torch.no_grad()
     def encoded_sample(self, seeds: Sequence[int], weights: Weights = "ema", *how: Any, **settings: Any) -> Tensor:
         """Return the same in the network's space."""
-        if settings.get("condition") is None and self._trainer and hasattr(self._trainer, "datamodule"):
-            ask = getattr(self._trainer.datamodule, "condition", None)
-            settings["condition"] = ask(list(seeds)) if ask else None
-        with self._trainer.precision_plugin.forward_context() if self._trainer else nullcontext():
-            return self.evaluator.encoded_sample(seeds, weights, *how, **settings)
+        return hooks.draw(self.evaluator, self._trainer, seeds, weights, *how, **settings)
 
     def configure_model(self) -> None:
-        hooks.share_out(self.networks, self.trainer.strategy, self.trainer.state.fn == TrainerFn.FITTING)
+        hooks.share_out(self.networks, self.trainer)
 
     def setup(self, stage: str) -> None:
-        data = getattr(self.trainer, "datamodule", None)
-        hooks.measure_units(self.denoiser, data, stage)
-        shape = getattr(data, "sample_shape", self.denoiser.data_shape)
-        self.evaluator.check(stage, shape, hooks.told(data, self.condition_dropout, self.denoiser))
+        hooks.set_up(self.evaluator, getattr(self.trainer, "datamodule", None), stage, self.condition_dropout)
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
@@ -167,14 +139,12 @@ class ConstrainedDiffusion(TrainedModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         key = self.seed, self.batches_seen
-        how = self.noise_levels, self.guide, self.timestep_density, self.condition_dropout
-        step = draw_training(batch, self.denoiser, key, place(), self.loss.max_timestep, *how)
-        seed_networks(key, self.global_rank)
+        step = noising.draw_training(batch, self.denoiser, key, place(), self.loss.max_timestep, *self.noising)
+        noising.seed_networks(key, self.global_rank)
         self.batches_seen += 1
         # The frozen model first: the trained pass then reuses the memory of its activations.
         frozen = self.networks.predict_frozen(step) if self.loss.needs_frozen else None
-        guided = self.guided_penalty and self.steering.names
-        prediction, judged = self.networks.predict_guided(step) if guided else (self.networks.predict(step), None)
+        prediction, judged = self.networks.predict_judged(step, self.guided_penalty)
         result = self.loss(step, prediction, frozen, judged)
         self.log_dict(result.terms, batch_size=len(step.clean))  # not `prog_bar`, which Lightning reads in every step
         return {name: value for name, value in result._asdict().items() if value is not None}
@@ -196,14 +166,12 @@ class ConstrainedDiffusion(TrainedModule):
 
     def held_out_loss(self, batch: Batch) -> Tensor:
         """Return the EMA network's mean error on `batch`, measured and weighted as in training; noise keyed by row."""
-        step = draw_held_out(batch, self.denoiser, self.seed)
+        step = noising.draw_held_out(batch, self.denoiser, self.seed)
         return self.loss.held_out(step, self.networks.average_output(step))
 
     def on_validation_epoch_end(self) -> None:
         self.log("val/diffusion_loss", self.evaluator.held_out.compute(), prog_bar=True)
-        if len(self.trainer.num_val_batches) > 1:  # the same on every rank, unlike the number of samples drawn
-            first = getattr(self.trainer.datamodule, "first_eval_seed", 0)  # type: ignore[attr-defined]
-            self.log_dict(self.evaluator.validation_figures(first, str(self.trainer.precision)))
+        self.log_dict(hooks.validation_figures(self.evaluator, self.trainer))
 
     def on_validation_end(self) -> None:
         self.networks.release()
@@ -219,19 +187,11 @@ class ConstrainedDiffusion(TrainedModule):
 
     def predict_step(self, batch: Seeds, batch_idx: int) -> Tensor | RejectionResult:
         """Return the samples of the seeds of `batch`, `(B, *shape)`; with `rejection` their `RejectionResult`."""
-
-        def draw(seeds: list[int], rows: list[int]) -> Tensor:
-            return self.sample(seeds, condition=take(batch.condition, rows))
-
-        seeds = batch.seeds.tolist()
-        if self.rejection is None:
-            return draw(seeds, list(range(len(seeds))))
-        return rejection_sample(draw, self.steering.feasible, seeds, self.rejection.max_draws)
+        return hooks.predict(self, batch, self.rejection)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["state_dict"] = own_state(checkpoint["state_dict"])
-        checkpoint["denoiser"] = self.networks.denoiser_config()
+        checkpoint |= {"state_dict": own_state(checkpoint["state_dict"]), "denoiser": self.networks.denoiser_config()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_state(checkpoint, self.state_dict())

@@ -111,18 +111,21 @@ class Networks(nn.Module):
         """Return the trained network's prediction for the rows of `step`, with gradient."""
         return self.denoiser.predict(step.noisy, step.timesteps, step.condition)
 
-    def predict_guided(self, step: NoisyBatch) -> tuple[Prediction, Prediction]:
-        """Return the trained network's prediction, and the guided one, both with gradient, of one call of 2 B rows."""
+    def predict_judged(self, step: NoisyBatch, guided: bool) -> tuple[Prediction, Prediction]:
+        """Return the trained network's prediction, and what constraints see of it, both with gradient.
+
+        That is the same or, where `guided`, the prediction with guidance, both from one call of 2 B rows.
+        """
         denoiser, rows = self.denoiser, len(step.noisy)
-        if denoiser.guidance_scale == 1 or step.condition is None:
+        if not guided or denoiser.guidance_scale == 1 or step.condition is None:
             prediction = self.predict(step)
             return prediction, prediction
         both = join([denoiser.null(rows, step.noisy.device), step.condition])
         twice = torch.cat([step.noisy] * 2), torch.cat([step.timesteps] * 2)
         null, told = denoiser.call(self.trained, *twice, both).chunk(2)
-        guided = null + denoiser.guidance_scale * (told - null)
-        plain, steered = (denoiser.interpret(output, step.noisy, step.timesteps) for output in (told, guided))
-        return plain, steered
+        outputs = told, null + denoiser.guidance_scale * (told - null)
+        plain, judged = (denoiser.interpret(output, step.noisy, step.timesteps) for output in outputs)
+        return plain, judged
 
     @torch.no_grad()
     def predict_frozen(self, step: NoisyBatch) -> Prediction:

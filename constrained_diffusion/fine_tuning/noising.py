@@ -21,7 +21,7 @@ from constrained_diffusion.runtime.randomness import (
     token_timesteps,
 )
 
-TRAINING, HELD_OUT, NETWORK, DROPOUT = 1, 2, 3, 4  # streams of random numbers
+TRAINING, HELD_OUT, NETWORK, DROPOUT = 1, 2, 3, 5  # streams of random numbers
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,8 @@ def draw_training(
         noise_levels: levels that differ from token to token; None: one for each row.
         guide: what it holds clean in sampling is clean here too.
         density: of the noise levels; None: even over the schedule.
-        condition_dropout: the share of rows that are told nothing, chosen by the row's number.
+        condition_dropout: the share of rows that are told nothing, chosen by the row's number; the frozen model, which
+            they are compared with, is told all the same.
     """
     schedule, clean = denoiser.noise_schedule, encoded(batch, denoiser)
     (seed, number), (own, ranks) = key, rank
@@ -110,7 +111,8 @@ def draw_training(
     if condition_dropout and batch.condition is not None:
         told = keyed_uniform([(seed, DROPOUT, number, row) for row in rows], 0, 1, clean)[:, 0] >= condition_dropout
         null = denoiser.null(len(clean), clean.device)
-        batch = batch._replace(condition=blend(told, batch.condition, null))
+        teacher = batch.condition if batch.teacher is None else batch.teacher
+        batch = batch._replace(condition=blend(told, batch.condition, null), teacher=teacher)
     step = _noisy(batch, clean, to_device(noise, clean.device).to(clean.dtype), levels, denoiser)
     if guide is None:
         return step

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -33,6 +33,7 @@ from constrained_diffusion.objectives import (
     check_objective,
     measure_reward,
 )
+from constrained_diffusion.runtime.conditions import asked
 
 
 class DirectNoiseOptimization(LightningModule):
@@ -83,8 +84,7 @@ class DirectNoiseOptimization(LightningModule):
 
     def setup(self, stage: str) -> None:
         estimator, data = self.optimizer.estimator, getattr(self.trainer, "datamodule", None)
-        asked = getattr(data, "condition", None)
-        told = self.model.encode(["", ""]) if self.model.has_prompts else asked([0, 1]) if asked else None
+        told = self.model.encode(["", ""]) if self.model.has_prompts else asked(data, [0, 1])
         self.model.check_data(self.model.data_shape, told)
         parts: list[Objective] = [*self.constraints, self.reward]  # the user's own first, under its own name
         for part in parts:
@@ -159,15 +159,15 @@ class DirectNoiseOptimization(LightningModule):
 
     def _contexts(self, jobs: Sequence[Job]) -> list[Any]:
         """Return the prompt of each job, or else what the data module asks of its seed, one row, or None."""
-        asked = getattr(getattr(self._trainer, "datamodule", None), "condition", None)
-        told = None if self.model.has_prompts or asked is None else asked([job.seed for job in jobs])
+        data = getattr(self._trainer, "datamodule", None)
+        told = None if self.model.has_prompts else asked(data, [job.seed for job in jobs])
         return [job.prompt if told is None else take(told, [row]) for row, job in enumerate(jobs)]
 
     def _predictor(self, contexts: list[Any]) -> Predict:
         model, told = self.model, None
         if model.has_prompts:
             told = moved(model.encode(contexts), self.device)
-        elif contexts[0] is not None:
+        elif isinstance(contexts[0], Mapping):  # and not a prompt that the model does not take
             told = moved(join(contexts), self.device)
         predict = model.predictor(told)
 

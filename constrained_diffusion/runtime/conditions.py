@@ -9,7 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from constrained_diffusion.condition import Condition
 from constrained_diffusion.runtime.prompt_file import rows_of
+
+
+def asked(data: Any, seeds: Sequence[int]) -> Condition | None:
+    """Return what the data module `data` asks of the samples of `seeds`, one row each; None where it asks nothing."""
+    ask = getattr(data, "condition", None)
+    found: Condition | None = None if ask is None else ask(list(seeds))
+    return found
 
 
 class Conditions(ABC):

@@ -26,6 +26,9 @@ class TensorRows(Dataset[Batch]):
         target: `(N, ...)`, what a supervised network should say of each.
         latent: `(N, *shape)`, the same samples in the network's space, where that is known.
         teacher: what the frozen model is told of each, where it is not told the same.
+
+    Raises:
+        ValueError: something else has not N rows.
     """
 
     def __init__(
@@ -38,6 +41,12 @@ class TensorRows(Dataset[Batch]):
     ) -> None:
         self.clean, self.condition, self.target = clean, condition, target
         self.latent, self.teacher = latent, teacher
+        others = {"target": target, "latent": latent, **(condition or {}), **(teacher or {})}
+        for name, rows in others.items():
+            if rows is not None and len(rows) != len(clean):
+                raise ValueError(
+                    f"the data has {len(clean)} samples, but '{name}' {len(rows)} rows: expected one row per sample."
+                )
 
     def __len__(self) -> int:
         return len(self.clean)

@@ -70,7 +70,7 @@ def test_no_sample_of_the_evaluation_is_in_the_set(attach: Attach) -> None:
 
 def test_the_set_is_drawn_once_and_kept(attach: Attach, monkeypatch: pytest.MonkeyPatch) -> None:
     _, first = attach()
-    assert load_file(first.cache_file())["clean"].shape == (32, 1, 8, 8)
+    assert load_file(first.cache_file())["drawn"].shape == (32, 1, 8, 8)
     monkeypatch.delattr(GeneratedDataModule, "_draw")
     _, second = attach()
     assert torch.equal(first.data[0].clean, second.data[0].clean)

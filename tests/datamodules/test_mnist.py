@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from constrained_diffusion.datamodules.mnist import MNISTDataModule
+from constrained_diffusion.runtime.conditions import Labels
 from constrained_diffusion.runtime.distribution import install_hint
 
 pytest.importorskip("torchvision", reason="torchvision is not installed")
@@ -61,7 +62,19 @@ def test_training_and_held_out_rows(digits: Path) -> None:
 def test_labels_come_where_they_are_asked_for(digits: Path) -> None:
     data = MNISTDataModule(str(digits), with_labels=True, batch_size=4)
     batch = next(iter(data.train_dataloader()))
-    assert batch.condition.tolist() == [i % 10 for i in batch.rows.tolist()]
+    assert batch.target.tolist() == [i % 10 for i in batch.rows.tolist()]
+    assert batch.condition is None
+
+
+def test_a_conditional_model_is_told_the_labels_and_asked_for_all_digits_in_turn(digits: Path) -> None:
+    data = MNISTDataModule(str(digits), conditional=True, batch_size=4, predict_samples=12, conditions=None)
+    batch = next(iter(data.train_dataloader()))
+    assert batch.condition["class_labels"].tolist() == [i % 10 for i in batch.rows.tolist()]
+    assert batch.target is None
+    (seeds,) = data.predict_dataloader()
+    assert seeds.condition["class_labels"].tolist() == [*range(10), 0, 1]
+    data = MNISTDataModule(str(digits), conditional=True, conditions=Labels([3]))
+    assert data.condition([5, 6])["class_labels"].tolist() == [3, 3]
 
 
 def test_padding_puts_the_digit_in_the_middle_of_black(digits: Path) -> None:
@@ -109,6 +122,6 @@ def test_the_real_digits() -> None:
     assert len(train) == 60_000
     assert len(held_out) == 1024
     assert train.clean.double().mean().item() / 255 == pytest.approx(0.1307, abs=1e-4)  # as published
-    assert train.condition is not None
+    assert train.target is not None
     counts = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
-    assert torch.bincount(train.condition).tolist() == counts
+    assert torch.bincount(train.target).tolist() == counts

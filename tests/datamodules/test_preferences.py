@@ -65,9 +65,9 @@ def told(tmp_path: Path) -> Make:
 def pairs(data: PreferenceDataModule, side: int) -> list[tuple[str, str, float]]:
     """Return what the tensors of a side say, read back."""
     rows = data.data[side]
-    assert rows.condition is not None
+    assert rows.target is not None
     first, second = (data.vocabulary.decode(rows.clean[:, one].argmax(1)) for one in (0, 1))
-    return list(zip(first, second, rows.condition.tolist(), strict=True))
+    return list(zip(first, second, rows.target.tolist(), strict=True))
 
 
 def molecules(data: PreferenceDataModule, side: int) -> set[str]:
@@ -157,13 +157,13 @@ def test_contradictions_are_refused_unless_kept(told: Make) -> None:
 def test_batches_have_outcomes_and_the_held_out_pairs_are_the_test(told: Make) -> None:
     data = told(batch_size=4, eval_batch_size=5)
     batch = next(iter(data.train_dataloader()))
-    assert (batch.clean.shape, batch.condition.shape) == ((4, *data.sample_shape), (4,))
-    assert batch.condition.dtype == torch.float32
+    assert (batch.clean.shape, batch.target.shape) == ((4, *data.sample_shape), (4,))
+    assert batch.target.dtype == torch.float32
     for loader in (data.test_dataloader(), data.val_dataloader()[0]):
         found = list(loader)
         assert [len(one.clean) for one in found] == [5, 1]
         assert torch.equal(torch.cat([one.clean for one in found]), data.data[1].clean)
-        assert torch.equal(torch.cat([one.condition for one in found]), data.data[1].condition)
+        assert torch.equal(torch.cat([one.target for one in found]), data.data[1].target)
 
 
 def test_bad_data_are_refused(told: Make, simulated: Make, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from constrained_diffusion.fine_tuning.loss import PenaltyLoss
 from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
 from constrained_diffusion.fine_tuning.steering import Steering
 from constrained_diffusion.objectives import Constraint, StepRecord
+from constrained_diffusion.runtime.conditions import Labels
 from constrained_diffusion.runtime.data import DiffusionDataModule, TensorRows
 from constrained_diffusion.runtime.sharding import whole
 
@@ -49,6 +50,7 @@ class Case:
     augmentation: float = 0.0
     kappa: float = 0.0  #: of a limit on the mean KL, where it is above 0
     sharded: bool = False  #: two ranks share out the weights as well
+    told: bool = False  #: the network is told labels, some rows nothing, and constraints see guided predictions
 
 
 BATCH = {"scope": "batch", "max_iterations": 3}
@@ -60,6 +62,8 @@ CASES = {
     "adam batch accumulated": Case(scheduler=BATCH, accumulate=2),
     "adam conditioned": Case(formulation="conditioned_algorithm1"),
     "adam generated": Case(generated=True),
+    "adam told": Case(told=True),
+    "adam told generated": Case(told=True, generated=True),
     "adam multiplier": Case(formulation="penalty", multiplier=0.3),
     "adam augmented": Case(formulation="penalty", multiplier=0.3, augmentation=2.0),
     "adam guarded": Case(formulation="penalty", kappa=1e-3, multiplier=0.3),
@@ -91,6 +95,18 @@ class Tiny(nn.Module):
         return output
 
 
+class Told(Tiny):
+    """One that is told a label; 3 stands for none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.label = nn.Embedding(4, 16)
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, class_labels: Tensor) -> Tensor:  # type: ignore[override]
+        output: Tensor = super().forward(noisy + self.label(class_labels).reshape(-1, 1, 4, 4), timesteps)
+        return output
+
+
 class TooBright(Constraint):
     def forward(self, clean: Tensor) -> Tensor:
         return clean.flatten(1).mean(1) - 0.3
@@ -106,9 +122,12 @@ class BrightRows(Constraint):
 
 class Data(DiffusionDataModule):
     def build(self) -> tuple[TensorRows, TensorRows]:
+        # The rows are told labels where samples are asked for some.
         images = torch.rand(TRAIN + HELD_OUT, 1, 4, 4, generator=torch.Generator().manual_seed(0))
         images[::2] *= 0.4
-        return TensorRows(images[:TRAIN]), TensorRows(images[TRAIN:])
+        labels = torch.arange(TRAIN + HELD_OUT) % 3
+        told = [{"class_labels": part} if self.conditions else None for part in labels.split([TRAIN, HELD_OUT])]
+        return TensorRows(images[:TRAIN], told[0]), TensorRows(images[TRAIN:], told[1])
 
 
 class WatchedLoss(PenaltyLoss):
@@ -120,7 +139,7 @@ class WatchedLoss(PenaltyLoss):
         if not hasattr(self, "own_rows"):
             self.own_rows: list[int] = []
         if self.every_other and len(self.own_rows) % 2 == 1:
-            values = {field.name: getattr(record, field.name) for field in fields(record)}
+            values = {f.name: getattr(record, f.name) for f in fields(record) if f.name != "condition"}
             record = replace(record, **{name: value[:0] for name, value in values.items() if value is not None})
         self.own_rows.append(len(record.timesteps))
         return super().penalty(record, noise_error)
@@ -135,9 +154,9 @@ class Watched(ConstrainedDiffusion):
         self.loss.every_other = every_other
         self.seeds: dict[str, list[int]] = {"raw": [], "ema": []}
 
-    def sample(self, seeds: Any, weights: Any = "ema", **how: Any) -> Tensor:
+    def encoded_sample(self, seeds: Any, weights: Any = "ema", **how: Any) -> Tensor:
         self.seeds[weights] += seeds
-        return super().sample(seeds, weights, **how)
+        return super().encoded_sample(seeds, weights, **how)
 
 
 class Scheduler(PenaltyScheduler):
@@ -183,14 +202,19 @@ def fit(case: Case, ranks: int, folder: Path) -> dict[str, Any]:
     torch.manual_seed(0)
     schedule = VariancePreserving(torch.cos(torch.linspace(0.02, 1.5, 100)) ** 2)
     guard = [KLFromPretrained(case.kappa)] if case.kappa else []
+    network: nn.Module = Told() if case.told else Tiny()
+    guidance: dict[str, Any] = {"guidance_scale": 2.0, "null_condition": {"class_labels": 3}} if case.told else {}
+    denoiser = Denoiser(network, schedule, sample_shape=(1, 4, 4), **guidance)
     module = Watched(
-        Denoiser(Tiny(), schedule, sample_shape=(1, 4, 4)), [TooBright(), BrightRows(tolerance=0.05), *guard],
+        denoiser, [TooBright(), BrightRows(tolerance=0.05), *guard],
         case.formulation, max_timestep=case.max_timestep, sampler=Sampler(steps=2), optimizer=case.optimizer,
+        condition_dropout=0.3 if case.told else 0.0, guided_penalty=case.told,
     )  # fmt: skip
     module.watch(case.every_other)
     module.steering.multiplier.fill_(case.multiplier)
     module.steering.augmentation.fill_(case.augmentation)
-    loading = {"batch_size": GLOBAL_BATCH // ranks, "eval_batch_size": 2, "val_samples": SEEDS}
+    loading: dict[str, Any] = {"batch_size": GLOBAL_BATCH // ranks, "eval_batch_size": 2, "val_samples": SEEDS}
+    loading |= {"conditions": Labels(3)} if case.told else {}
     data: DiffusionDataModule = Data(**loading)
     if case.generated:
         sampler = Sampler(steps=2)

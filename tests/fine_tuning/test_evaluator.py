@@ -212,14 +212,15 @@ def test_a_constraint_on_the_step_has_no_say_about_samples(trained: Any, tiny_da
 
 
 @pytest.fixture
-def stored(tmp_path: Path) -> Path:
+def stored(tmp_path: Path, tiny_denoiser: Any) -> Path:
     """A weights' folder with 24 stored samples, half of them white, and the card that says how they were drawn."""
     folder = tmp_path / "weights"
     folder.mkdir()
     samples = torch.zeros(24, 1, 8, 8)
     samples[::2] = 1.0
     assets.write_sheet(samples, folder / "samples.png", columns=7)
-    card = {"sampler": asdict(SAMPLER), "precision": "32-true", "count": 24, "size": 8}
+    drawn = asdict(SAMPLER.of(tiny_denoiser().noise_schedule))
+    card = {"sampler": drawn, "precision": "32-true", "count": 24, "size": 8}
     (folder / "card.json").write_text(json.dumps({"samples": card}))
     return folder
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from constrained_diffusion.batch import Batch, NoisyBatch
+from constrained_diffusion.batch import Batch, NoisyBatch, Seeds
 from constrained_diffusion.diffusion.sampler import Sampler
 from constrained_diffusion.fine_tuning.evaluator import Evaluator
 from constrained_diffusion.fine_tuning.formulation import FORMULATIONS
@@ -69,7 +69,7 @@ def test_a_loop_of_one_s_own_trains_as_lightning_does(
     theirs.sampler = Sampler(steps=3)
     for evaluator in (mine, theirs):
         evaluator.start("after", "before")
-        evaluator.test([4, 5, 6], "32-true")
+        evaluator.test(Seeds(torch.tensor([4, 5, 6])), "32-true")
     assert mine.compute() == theirs.compute()
     assert mine.compute()["after"]["n"] == 3
 

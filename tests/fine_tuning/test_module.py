@@ -40,7 +40,7 @@ def by_hand(module, batch):
     clean = batch.clean * 2 - 1
     rows = range(len(clean))
     noise = keyed_normal([(0, 1, module.batches_seen, i) for i in rows], clean.shape[1:])
-    t = stratified_timesteps(0, module.batches_seen, rows, len(clean), 100, 60)
+    t = stratified_timesteps(0, module.batches_seen, rows, len(clean), 100, 60).long()
     abar = module.denoiser.noise_schedule.alphas_cumprod[t].reshape(-1, 1, 1, 1)
     noisy = abar.sqrt() * clean + (1 - abar).sqrt() * noise
     predicted = module.denoiser.network(noisy, t)

@@ -114,7 +114,7 @@ def test_validation_is_of_every_row_and_seed_once(pair: list[Found], alone: Foun
 OWN = ("own_violation_rate", "own_violation_upper_95")
 
 
-@pytest.mark.parametrize("name", ["adam generated"], indirect=True)
+@pytest.mark.parametrize("name", ["adam generated", "adam told generated"], indirect=True)
 def test_the_generated_set_is_drawn_by_both_and_by_neither_twice(pair: list[Found], alone: Found) -> None:
     first, second = (rank["seeds"]["raw"] for rank in pair)
     assert sorted(first + second) == alone["seeds"]["raw"]

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from constrained_diffusion.batch import Seeds
 from constrained_diffusion.callbacks import Certificate
 from constrained_diffusion.diffusion.rejection import InfeasibleError, Rejection, RejectionResult, attempt_seed
 from constrained_diffusion.objectives import Constraint, StepRecord
@@ -156,7 +157,7 @@ def test_g_counts_in_full_precision() -> None:
         rounded = FinePrint()(torch.zeros(2, 1, 8, 8))
         assert bool((rounded > 0).all())  # what a verdict in half precision would be
         assert model.steering.feasible(torch.zeros(2, 1, 8, 8)).tolist() == [1, 1]
-        assert model.predict_step(torch.arange(2), 0).draws.tolist() == [1, 1]
+        assert model.predict_step(Seeds(torch.arange(2)), 0).draws.tolist() == [1, 1]
 
 
 class OfSteps(Constraint):

@@ -19,7 +19,7 @@ class Blobs(DiffusionDataModule):
         points = torch.randn(96, 2, generator=torch.Generator().manual_seed(0))
         points = points + 0.5 * points.sum(1, keepdim=True).sign()
         labels = (points.sum(1) > 0).long()
-        return TensorRows(points[:64], labels[:64]), TensorRows(points[64:], labels[64:])
+        return TensorRows(points[:64], target=labels[:64]), TensorRows(points[64:], target=labels[64:])
 
 
 class Jitter(nn.Module):
@@ -57,7 +57,7 @@ def test_learns_a_separable_problem_and_logs_its_figures():
     supervised, data = module(), Blobs(batch_size=16)
     fit = trainer(max_epochs=20)
     fit.fit(supervised, data)
-    points, labels = data.data[1].clean, data.data[1].condition
+    points, labels = data.data[1].clean, data.data[1].target
     odds = points.double() @ (supervised.network.weight[1] - supervised.network.weight[0]).double()
     odds = odds + (supervised.network.bias[1] - supervised.network.bias[0]).double()
     loss = nn.functional.softplus(-(2 * labels - 1) * odds).mean()  # two-class cross-entropy in closed form
@@ -76,21 +76,21 @@ def test_metrics_start_again_at_every_validation():
     assert first[0]["val/accuracy"] + second[0]["val/accuracy"] == pytest.approx(1)
 
 
-def test_loss_says_what_the_condition_means():
+def test_loss_says_what_the_target_means():
     data = Blobs(batch_size=16)
     rows = data.data[0]
-    rows.condition = rows.clean @ torch.tensor([[2.0], [-1.0]]) + 0.5
+    rows.target = rows.clean @ torch.tensor([[2.0], [-1.0]]) + 0.5
     supervised = Supervised(nn.Linear(2, 1), loss=nn.MSELoss(), optimizer=lambda p: torch.optim.Adam(p, lr=0.1))
     trainer(max_epochs=60, limit_val_batches=0).fit(supervised, data)
     torch.testing.assert_close(supervised.network.weight.detach(), torch.tensor([[2.0, -1.0]]), rtol=0, atol=0.01)
 
 
 def test_label_smoothing_is_the_losss_own_setting():
-    batch = Batch(torch.tensor([[1.0, 0.0]]), torch.tensor([0]))
+    batch = Batch(torch.tensor([[1.0, 0.0]]), target=torch.tensor([0]))
     supervised = Supervised(nn.Identity(), loss=nn.CrossEntropyLoss(label_smoothing=0.2))
     logits = batch.clean.log_softmax(1)[0]
     expected = -(0.9 * logits[0] + 0.1 * logits[1])
-    torch.testing.assert_close(supervised.loss(supervised(batch.clean), batch.condition), expected)
+    torch.testing.assert_close(supervised.loss(supervised(batch.clean), batch.target), expected)
 
 
 def test_augmentation_is_keyed_by_seed_step_and_row_and_left_out_of_validation():
@@ -137,7 +137,7 @@ def test_data_without_labels():
 
 
 def test_loader_of_seeds():
-    with pytest.raises(TypeError, match="expects a Batch with labels in its condition, but the loader gave a Tensor"):
+    with pytest.raises(TypeError, match="expects a Batch with labels as its target, but the loader gave a Seeds"):
         trainer().test(module(), Blobs(test_samples=4))
 
 

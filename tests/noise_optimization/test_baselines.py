@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
 from constrained_diffusion.diffusion.sampler import Sampler, sample
+from constrained_diffusion.diffusion.variance_preserving import VariancePreserving
 from constrained_diffusion.noise_optimization.baselines import best_of_n, loss_guided
 
 MEAN, VARIANCE = 0.5, 0.36
@@ -63,10 +63,10 @@ def test_no_draws_are_refused() -> None:
 @pytest.mark.parametrize("scale", [0.0, 1.0, 2.5])
 @pytest.mark.parametrize("samples", [1, 4])
 def test_a_linear_reward_shifts_the_mean_of_gaussian_data(
-    schedule: NoiseSchedule, exact: Any, kind: Any, scale: float, samples: int
+    schedule: VariancePreserving, exact: Any, kind: Any, scale: float, samples: int
 ) -> None:
     """N(mean, v) weighted by exp(scale b x) is N(mean + scale v b, v): its denoiser is known exactly."""
-    schedule.prediction_type = kind
+    schedule = VariancePreserving(schedule.alphas_cumprod, kind)
     guided = loss_guided(exact(schedule, MEAN, VARIANCE), schedule, linear, scale, samples)
     tilted = exact(schedule, MEAN + scale * VARIANCE * SLOPE, VARIANCE)
     for t in (0, 30, 99):
@@ -79,10 +79,10 @@ def test_a_linear_reward_shifts_the_mean_of_gaussian_data(
 @pytest.mark.parametrize("clip", [True, False])
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_samples_move_along_the_reward_and_further_with_the_scale(
-    schedule: NoiseSchedule, exact: Any, clip: bool, eta: float
+    schedule: VariancePreserving, exact: Any, clip: bool, eta: float
 ) -> None:
     sampler = Sampler(25, eta, clip_sample=clip)
-    z = draw(500, 1 + sampler.injecting_steps(100), 2)
+    z = draw(500, 1 + sampler.injecting_steps(schedule), 2)
     predict = exact(schedule, MEAN, VARIANCE)
     plain = sample(predict, schedule, z, sampler)
     rewards = [linear(plain).mean().item()]
@@ -94,7 +94,7 @@ def test_samples_move_along_the_reward_and_further_with_the_scale(
     assert rewards == sorted(rewards)
 
 
-def test_many_samples_average_a_quadratic_reward_over_the_spread(schedule: NoiseSchedule, exact: Any) -> None:
+def test_many_samples_average_a_quadratic_reward_over_the_spread(schedule: VariancePreserving, exact: Any) -> None:
     """For x ~ N(m, s^2), log E exp(-(x - c)^2 / 2) has the gradient -(m - c) / (1 + s^2), s^2 = 1 - abar here."""
     predict, c = exact(schedule, MEAN, VARIANCE), 2.0
 
@@ -113,7 +113,7 @@ def test_many_samples_average_a_quadratic_reward_over_the_spread(schedule: Noise
             torch.testing.assert_close(few, one, rtol=0.2, atol=1e-3)
 
 
-def test_a_rows_keys_make_its_guidance_its_own(schedule: NoiseSchedule, exact: Any) -> None:
+def test_a_rows_keys_make_its_guidance_its_own(schedule: VariancePreserving, exact: Any) -> None:
     def guided(noisy: Tensor, keys: list[int] | None) -> Tensor:
         predict = loss_guided(
             exact(schedule, MEAN, VARIANCE), schedule, lambda x: -(x - 1).square().sum(1), 1.0, 3, keys=keys
@@ -130,7 +130,7 @@ def test_a_rows_keys_make_its_guidance_its_own(schedule: NoiseSchedule, exact: A
         guided(noisy, [1, 2])
 
 
-def test_guidance_is_keyed_and_leaves_no_graph(schedule: NoiseSchedule, exact: Any) -> None:
+def test_guidance_is_keyed_and_leaves_no_graph(schedule: VariancePreserving, exact: Any) -> None:
     def sharp(x: Tensor) -> Tensor:
         return -10 * (x - 1).square().sum(1)
 

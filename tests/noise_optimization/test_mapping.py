@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -10,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from constrained_diffusion.denoisers.adapter import Denoiser
-from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
 from constrained_diffusion.diffusion.normalizer import Normalizer
 from constrained_diffusion.diffusion.prediction import Prediction
 from constrained_diffusion.diffusion.sampler import Sampler
+from constrained_diffusion.diffusion.variance_preserving import VariancePreserving
 from constrained_diffusion.noise_optimization.mapping import NoiseToSample
 from constrained_diffusion.noise_optimization.memory import MemoryBudget
 from constrained_diffusion.noise_optimization.optimizer import NoiseOptimizer
@@ -42,7 +43,9 @@ class Timed(nn.Module):
         return result
 
 
-def mapping(schedule: NoiseSchedule, eta: float = 0.0, budget: MemoryBudget = "minimal") -> tuple[NoiseToSample, Timed]:
+def mapping(
+    schedule: VariancePreserving, eta: float = 0.0, budget: MemoryBudget = "minimal"
+) -> tuple[NoiseToSample, Timed]:
     denoiser = Denoiser(Timed(), schedule, Normalizer(), sample_shape=(2,)).double().requires_grad_(False)
     sampler = Sampler(STEPS, eta)
     network: Any = denoiser.network
@@ -53,7 +56,7 @@ def mapping(schedule: NoiseSchedule, eta: float = 0.0, budget: MemoryBudget = "m
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_every_budget_gives_the_same_sample_and_gradient(schedule: NoiseSchedule, eta: float) -> None:
+def test_every_budget_gives_the_same_sample_and_gradient(schedule: VariancePreserving, eta: float) -> None:
     one_call = 3 * HIDDEN * 8 * 4  # at least the activations of three rows; clamps and concatenations come on top
     results = []
     for budget in ("unlimited", "minimal", one_call, 3 * one_call):
@@ -68,7 +71,7 @@ def test_every_budget_gives_the_same_sample_and_gradient(schedule: NoiseSchedule
 
 @pytest.mark.parametrize(("budget", "calls"), [("unlimited", STEPS), ("minimal", 2 * STEPS)])
 def test_each_step_is_called_once_and_again_where_nothing_is_kept(
-    schedule: NoiseSchedule, budget: MemoryBudget, calls: int
+    schedule: VariancePreserving, budget: MemoryBudget, calls: int
 ) -> None:
     sample, network = mapping(schedule, 1.0, budget)
     z = draw(3, sample.slices, 2)
@@ -78,7 +81,7 @@ def test_each_step_is_called_once_and_again_where_nothing_is_kept(
     assert network.calls == STEPS + calls
 
 
-def test_a_budget_keeps_what_fits_and_is_measured_once_per_batch_size(schedule: NoiseSchedule) -> None:
+def test_a_budget_keeps_what_fits_and_is_measured_once_per_batch_size(schedule: VariancePreserving) -> None:
     sample, network = mapping(schedule, 0.0, 1)
     z = draw(3, sample.slices, 2).requires_grad_()
     with pytest.raises(ValueError, match=r"memory_budget is 1 bytes, but the activations .* are (\d+)") as error:
@@ -96,7 +99,7 @@ def test_a_budget_keeps_what_fits_and_is_measured_once_per_batch_size(schedule: 
     assert network.calls == 1 + 2 * (STEPS + STEPS - 2) + 1 + STEPS
 
 
-def test_what_is_no_budget_is_refused(schedule: NoiseSchedule) -> None:
+def test_what_is_no_budget_is_refused(schedule: VariancePreserving) -> None:
     with pytest.raises(ValueError, match="memory_budget must be"):
         mapping(schedule, budget="some")  # type: ignore[arg-type]
 
@@ -105,13 +108,13 @@ def test_what_is_no_budget_is_refused(schedule: NoiseSchedule) -> None:
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_gradcheck(schedule: NoiseSchedule, eta: float) -> None:
+def test_gradcheck(schedule: VariancePreserving, eta: float) -> None:
     sample, _ = mapping(schedule, eta)
     assert torch.autograd.gradcheck(sample, draw(2, sample.slices, 2).requires_grad_())
 
 
 @pytest.mark.parametrize(("eta", "slices"), [(0.0, 1), (1.0, STEPS)])  # the step onto alpha-bar = 1 injects none
-def test_z_has_a_slice_for_each_noise_that_is_read(schedule: NoiseSchedule, eta: float, slices: int) -> None:
+def test_z_has_a_slice_for_each_noise_that_is_read(schedule: VariancePreserving, eta: float, slices: int) -> None:
     sample, _ = mapping(schedule, eta)
     assert sample.slices == slices
     assert sample(draw(2, slices, 2)).shape == (2, 2)
@@ -119,7 +122,7 @@ def test_z_has_a_slice_for_each_noise_that_is_read(schedule: NoiseSchedule, eta:
         sample(draw(2, slices + 1, 2))
 
 
-def test_contexts_reach_the_predictor_and_the_result_is_finished(schedule: NoiseSchedule, exact: Any) -> None:
+def test_contexts_reach_the_predictor_and_the_result_is_finished(schedule: VariancePreserving, exact: Any) -> None:
     seen: list[list[Any]] = []
 
     def predictor(contexts: list[Any]) -> Any:
@@ -138,18 +141,18 @@ def test_contexts_reach_the_predictor_and_the_result_is_finished(schedule: Noise
 # -------------------------------------------------------------------------------------------------------- Gaussian data
 
 
-def gaussian(schedule: NoiseSchedule, exact: Any, eta: float) -> NoiseToSample:
+def gaussian(schedule: VariancePreserving, exact: Any, eta: float) -> NoiseToSample:
     predict = exact(schedule, MEAN, DEVIATION**2)
     sampler = Sampler(STEPS, eta, clip_sample=False)
     return NoiseToSample(lambda contexts: predict, schedule, sampler, memory_budget="unlimited")
 
 
-def factors(schedule: NoiseSchedule, eta: float) -> list[float]:
+def factors(schedule: VariancePreserving, eta: float) -> list[float]:
     """How much the sample moves with each slice of z, by the recursion x' = a x + const + sigma z."""
     abar = schedule.alphas_cumprod.double().tolist()
     moves: list[float] = [1.0]
-    for t, previous in Sampler(STEPS, eta).pairs(len(abar)):
-        now, then = abar[t], abar[previous] if previous >= 0 else 1.0
+    times = [level.timestep for level, _ in Sampler(STEPS, eta).pairs(schedule)]
+    for now, then in pairwise([*(abar[int(t)] for t in times), 1.0]):
         total = now * DEVIATION**2 + 1 - now
         clean, noise = now**0.5 * DEVIATION**2 / total, (1 - now) ** 0.5 / total
         sigma = eta * ((1 - then) / (1 - now) * (1 - now / then)) ** 0.5
@@ -160,7 +163,7 @@ def factors(schedule: NoiseSchedule, eta: float) -> list[float]:
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_the_sample_is_affine_in_z_with_the_slope_of_the_recursion(
-    schedule: NoiseSchedule, exact: Any, eta: float
+    schedule: VariancePreserving, exact: Any, eta: float
 ) -> None:
     sample = gaussian(schedule, exact, eta)
     z = draw(5, sample.slices, 1).requires_grad_()
@@ -174,7 +177,7 @@ def test_the_sample_is_affine_in_z_with_the_slope_of_the_recursion(
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_optimised_noise_reaches_the_optimum_of_a_quadratic_reward(
-    schedule: NoiseSchedule, exact: Any, eta: float
+    schedule: VariancePreserving, exact: Any, eta: float
 ) -> None:
     sample = gaussian(schedule, exact, eta)
     target = torch.tensor([MEAN + 2 * DEVIATION, MEAN - DEVIATION], dtype=torch.float64)
@@ -193,7 +196,7 @@ def test_optimised_noise_reaches_the_optimum_of_a_quadratic_reward(
             torch.testing.assert_close(record.noise[0], (target - at_zero) / slope, atol=0.1, rtol=0)
 
 
-def test_a_prediction_is_asked_at_the_samplers_timesteps(schedule: NoiseSchedule) -> None:
+def test_a_prediction_is_asked_at_the_samplers_timesteps(schedule: VariancePreserving) -> None:
     seen: list[list[int]] = []
 
     def predict(noisy: Tensor, timesteps: Tensor) -> Prediction:
@@ -202,4 +205,4 @@ def test_a_prediction_is_asked_at_the_samplers_timesteps(schedule: NoiseSchedule
 
     sampler = Sampler(STEPS)
     NoiseToSample(lambda contexts: predict, schedule, sampler)(draw(2, 1, 1))
-    assert seen == [[t, t] for t, _ in sampler.pairs(schedule.num_timesteps)]
+    assert seen == [[level.timestep] * 2 for level, _ in sampler.pairs(schedule)]

@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from constrained_diffusion.batch import Seeds
 from constrained_diffusion.callbacks import NoiseProgress, NoiseReport, NoiseResults
 from constrained_diffusion.datamodules import SeedsDataModule
 from constrained_diffusion.diffusion.sampler import Sampler
@@ -143,7 +144,7 @@ def test_no_weight_is_changed(module: Any, predict: Any) -> None:
 
 
 def test_jobs_of_seeds_are_named_by_them() -> None:
-    assert [job.key for job in as_jobs(torch.tensor([3, 12]))] == ["seed-000003", "seed-000012"]
+    assert [job.key for job in as_jobs(Seeds(torch.tensor([3, 12])))] == ["seed-000003", "seed-000012"]
 
 
 # ---------------------------------------------------------------------------------------------------------------- ranks

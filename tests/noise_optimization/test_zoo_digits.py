@@ -16,7 +16,7 @@ def test_a_row_is_alike_alone_and_in_a_batch() -> None:
     optimizer = NoiseOptimizer(sample, Brightness(), steps=10)
 
     def run(seeds: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        noise = seeded_noise(seeds, denoiser.sample_shape, sampler, schedule.num_timesteps)
+        noise = seeded_noise(seeds, denoiser.sample_shape, sampler, schedule)
         return noise, torch.tensor([record.rewards for record in optimizer.run(noise, keys=seeds)])
 
     noise, rewards = run([0, 3, 7])

@@ -10,19 +10,47 @@ import torch
 from torch import distributed
 
 from constrained_diffusion.datamodules import GeneratedDataModule
+from constrained_diffusion.runtime.conditions import Labels
 from constrained_diffusion.runtime.data import Shard, TensorRows
 
 
 def test_bytes_become_zero_to_one() -> None:
-    rows = TensorRows(torch.tensor([[0, 255], [51, 102]], dtype=torch.uint8), torch.tensor([7, 8]))
+    rows = TensorRows(torch.tensor([[0, 255], [51, 102]], dtype=torch.uint8), target=torch.tensor([7, 8]))
     batch = rows.__getitems__([1, 0])
     torch.testing.assert_close(batch.clean, torch.tensor([[0.2, 0.4], [0.0, 1.0]]))
-    assert batch.condition is not None
-    assert batch.condition.tolist() == [8, 7]
+    assert batch.target is not None
+    assert batch.target.tolist() == [8, 7]
     assert batch.rows is not None
     assert batch.rows.tolist() == [1, 0]
     assert batch.mask is None
     assert len(rows) == 2
+
+
+def test_every_part_is_fetched_by_row() -> None:
+    numbers = torch.arange(6.0)[:, None]
+    told = {"a.b": numbers + 10, "c": numbers + 20}
+    rows = TensorRows(numbers, told, numbers + 30, numbers + 40, {"c": numbers + 50})
+    batch = rows.__getitems__([4, 1])
+    assert batch.condition is not None
+    assert batch.teacher is not None
+    parts = (batch.clean, batch.condition["a.b"], batch.condition["c"], batch.target, batch.latent, batch.teacher["c"])
+    assert [part.flatten().tolist() for part in parts] == [[n + 4.0, n + 1.0] for n in range(0, 60, 10)]
+
+
+@pytest.mark.parametrize("part", ["condition", "target", "latent", "teacher"])
+def test_a_part_with_other_rows_is_refused(part: str) -> None:
+    given = torch.zeros(3)
+    name = "class_labels" if part in ("condition", "teacher") else part
+    with pytest.raises(ValueError, match=f"has 4 samples, but '{name}' 3 rows: expected one row per sample"):
+        TensorRows(torch.zeros(4, 1), **{part: {name: given} if part in ("condition", "teacher") else given})
+
+
+def test_seeds_come_with_what_is_asked_of_them(tiny_data: Any) -> None:
+    data = tiny_data(predict_samples=5, eval_batch_size=3, first_eval_seed=2, conditions=Labels([4, 7, 9], "digit"))
+    batches = list(data.predict_dataloader())
+    assert [batch.seeds.tolist() for batch in batches] == [[2, 3, 4], [5, 6]]
+    assert [batch.condition["digit"].tolist() for batch in batches] == [[9, 4, 7], [9, 4]]
+    assert [batch.condition for batch in tiny_data(predict_samples=2).predict_dataloader()] == [None]
 
 
 def test_floats_stay_as_they_are() -> None:
@@ -60,8 +88,8 @@ def test_validation_has_held_out_rows_and_seeds(tiny_data: Any) -> None:
     data = tiny_data(val_samples=10, eval_batch_size=4)
     held_out, seeds = data.val_dataloader()
     assert torch.equal(torch.cat([batch.clean for batch in held_out]), data.data[1].clean)
-    assert torch.cat(list(seeds)).tolist() == list(range(10))
-    assert [len(batch) for batch in seeds] == [4, 4, 2]
+    assert torch.cat([batch.seeds for batch in seeds]).tolist() == list(range(10))
+    assert [len(batch.seeds) for batch in seeds] == [4, 4, 2]
 
 
 def test_validation_without_samples_has_one_loader(tiny_data: Any) -> None:
@@ -70,8 +98,8 @@ def test_validation_without_samples_has_one_loader(tiny_data: Any) -> None:
 
 def test_test_and_predict_have_their_own_seeds(tiny_data: Any) -> None:
     data = tiny_data(test_samples=5, predict_samples=3)
-    assert torch.cat(list(data.test_dataloader())).tolist() == [0, 1, 2, 3, 4]
-    assert torch.cat(list(data.predict_dataloader())).tolist() == [0, 1, 2]
+    assert torch.cat([batch.seeds for batch in data.test_dataloader()]).tolist() == [0, 1, 2, 3, 4]
+    assert torch.cat([batch.seeds for batch in data.predict_dataloader()]).tolist() == [0, 1, 2]
 
 
 def test_data_are_built_once(tiny_data: Any) -> None:

@@ -105,9 +105,9 @@ def test_timesteps_are_uniform_for_every_row(limit: int | None) -> None:
     steps, batch, total = 1500, 10, 100  # 10 rows, 6 of them below 60: the share is exact
     drawn = torch.stack([stratified_timesteps(1, step, range(batch), batch, total, limit) for step in range(steps)])
     for row in range(batch):
-        assert stats.chisquare(torch.bincount(drawn[:, row], minlength=total)).pvalue > 1e-4, row
+        assert stats.chisquare(torch.bincount(drawn[:, row].long(), minlength=total)).pvalue > 1e-4, row
     # All rows together are spread more evenly than chance, one per stratum: the statistic is far below its mean.
-    counts = torch.bincount(drawn.flatten(), minlength=total)
+    counts = torch.bincount(drawn.flatten().long(), minlength=total)
     assert stats.chisquare(counts).pvalue > 0.05
 
 

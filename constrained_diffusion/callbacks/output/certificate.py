@@ -8,7 +8,6 @@ other, so what the judge finds among them has the one-sided bound of Clopper and
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -59,7 +58,7 @@ class Certificate(Callback):
         if not bool(outputs.accepted.all()):
             raise StopIteration  # Lightning ends this rank's loop; all ranks then fail together, and none waits
         if pl_module.evaluation is not None:
-            pl_module.evaluation.update(outputs.samples)
+            pl_module.evaluation.update_asked(outputs.samples, batch.condition)
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         if not _rejects(pl_module):
@@ -72,7 +71,7 @@ class Certificate(Callback):
         self.certificate = {
             **certify(rows, dict(named), measured),
             "max_draws": pl_module.rejection.max_draws,
-            "sampler": asdict(pl_module.evaluator.sampler),
+            "sampler": pl_module.evaluator.sampler_settings,
             "precision": str(trainer.precision),
             "weights_sha256": pl_module.networks.weights_sha256()["after"],
             "versions": versions(),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -55,7 +54,7 @@ class Results(Callback):
             **({} if pl_module.evaluation is None else pl_module.evaluation.declared()),
             "seconds": {"fit": fit.get("seconds"), "test": time.monotonic() - self._started},
             "config": self.config,
-            "sampler": asdict(pl_module.evaluator.sampler),
+            "sampler": pl_module.evaluator.sampler_settings,
             "precision": str(trainer.precision),
             "seeds": [first, first + pl_module.evaluator.results["after"]["n"] - 1],
             "versions": versions(),

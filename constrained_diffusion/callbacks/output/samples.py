@@ -48,7 +48,7 @@ class SampleWriter(Callback):
         if isinstance(outputs, RejectionResult):
             self._infeasible += batch.seeds.cpu()[~outputs.accepted].tolist()
         self._samples.append(samples.float().cpu())
-        self._seeds.append(batch.cpu())
+        self._seeds.append(batch.seeds.cpu())
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._infeasible:

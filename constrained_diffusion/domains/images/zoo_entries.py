@@ -79,6 +79,7 @@ def denoiser(target: Path, export: Path, data: DataMaker, count: int = COUNT) ->
         "before_non_digit_rate": found_before["non_digit_rate"],
         "before_fid": found_before["fid"],
     }
+    drawn = asdict(BEFORE.of(model.noise_schedule))
     return cards.Card(
         name=target.name,
         summary="A small UNet noise predictor for MNIST digits, (B, 1, 28, 28): the model that the demos fine-tune.",
@@ -92,7 +93,7 @@ def denoiser(target: Path, export: Path, data: DataMaker, count: int = COUNT) ->
             f"samples.png: the `before` samples of the evaluation seeds 0 .. {count - 1}, 100 in a row, from which "
             "`test` measures the pretrained model without sampling it again (`--recompute` samples it).",
         ],
-        samples={"sampler": asdict(BEFORE), "precision": PRECISION, "count": count, "size": model.sample_shape[-1]},
+        samples={"sampler": drawn, "precision": PRECISION, "count": count, "size": model.sample_shape[-1]},
     )
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from constrained_diffusion.batch import Seeds
 from constrained_diffusion.callbacks import SampleWriter
 from constrained_diffusion.runtime.randomness import keyed_normal
 
@@ -24,8 +25,8 @@ class Painter(LightningModule):
         super().__init__()
         self.shape = shape
 
-    def predict_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        return keyed_normal([(seed,) for seed in batch.tolist()], self.shape)
+    def predict_step(self, batch: Seeds, batch_idx: int) -> Tensor:
+        return keyed_normal([(seed,) for seed in batch.seeds.tolist()], self.shape)
 
 
 @pytest.fixture
