@@ -56,12 +56,14 @@ class ConstrainedDiffusion(TrainedModule):
         loss_weight: weights of the diffusion loss by noise level; None: all alike.
         noise_levels: levels that differ from token to token; None: one for each row.
         lora: keyword arguments of `peft.LoraConfig`; None trains all weights.
+        merge_lora: export the whole network with its adapters merged, rather than the adapters of a pipeline alone.
         max_violation_rate: a fit is feasible where the upper 95 % bound of the share of violations is at most this.
         rejection: let `predict` draw for every seed until its sample satisfies the constraints; None: one draw.
         timestep_density: of the noise levels of training; None: even over the schedule.
         condition_dropout: the share of training rows that are told nothing, as guidance needs in pretraining.
         guided_penalty: let constraints see the predicted clean sample with guidance, at twice the cost of a step.
         decode_rows: at most so many rows of a batch carry the penalty, where decoding them is dear; None: all.
+        gradient_checkpointing: see `Networks`; `guided_penalty` on large networks wants it.
         seed: keys the noise and timesteps of training.
         optimizer, lr_scheduler: factories; the learning rate is stepped once per optimiser step.
 
@@ -85,12 +87,14 @@ class ConstrainedDiffusion(TrainedModule):
         loss_weight: MinSNR | None = None,
         noise_levels: PerToken | None = None,
         lora: dict[str, Any] | None = None,
+        merge_lora: bool = False,
         max_violation_rate: float = 0.01,
         rejection: Rejection | None = None,
         timestep_density: LogitNormal | None = None,
         condition_dropout: float = 0.0,
         guided_penalty: bool = False,
         decode_rows: int | None = None,
+        gradient_checkpointing: bool = False,
         seed: int = 0,
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -104,13 +108,13 @@ class ConstrainedDiffusion(TrainedModule):
             raise ValueError("noise_levels cannot differ within a sample in 'conditioned_algorithm1'; leave them out.")
         if rejection is not None:
             check_rejection(given)
-        self.networks = Networks(denoiser, ema_decay, lora, keep_frozen=bool(given))
+        self.networks = Networks(denoiser, ema_decay, lora, bool(given), gradient_checkpointing)
         evaluation = OwnViolations() if evaluation is None and given else evaluation
         self.evaluation, self.guide = evaluation, guide  # here, so that Lightning moves them
         self.evaluator = Evaluator(self.networks, steering, evaluation, sampler, guide)
         self.noise_levels, self.max_violation_rate, self.rejection = noise_levels, max_violation_rate, rejection
         self.timestep_density, self.condition_dropout = timestep_density, condition_dropout
-        self.guided_penalty = guided_penalty
+        self.guided_penalty, self.merge_lora = guided_penalty, merge_lora
         self.strict_loading = False  # a checkpoint leaves judges and classifiers out; `check_state` checks the rest
 
     @property
@@ -223,11 +227,12 @@ class ConstrainedDiffusion(TrainedModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["state_dict"] = own_state(checkpoint["state_dict"])
+        checkpoint["state_dict"] = own_state(checkpoint["state_dict"], self.networks.given)
         checkpoint["denoiser"] = self.networks.denoiser_config()
+        checkpoint["adapted"] = self.networks.fingerprint
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        check_state(checkpoint, self.state_dict())
+        check_state(checkpoint, self.state_dict(), self.networks.given, self.networks.fingerprint)
         super().on_load_checkpoint(checkpoint)
 
     def before_export(self) -> None:
@@ -235,5 +240,5 @@ class ConstrainedDiffusion(TrainedModule):
 
     def export(self, folder: str | Path, checkpoint: str | Path | None = None) -> None:
         """Write the EMA weights, of `checkpoint` where one is given, to `folder`, and how they were trained."""
-        self.networks.export(folder, None if checkpoint is None else read_ema(checkpoint))
+        self.networks.export(folder, None if checkpoint is None else read_ema(checkpoint), self.merge_lora)
         self.write_training(folder)
