@@ -1,4 +1,4 @@
-"""Files of adapters: what our EMA network computes, a fresh pipeline of diffusers computes after `load_lora_weights`."""
+"""Files of adapters: a fresh pipeline of diffusers with ours computes what our EMA network computes."""
 
 from __future__ import annotations
 
@@ -152,9 +152,7 @@ def test_the_average_of_a_checkpoint_is_written_in_place_of_the_present_one(fitt
 # diffusers' own way to load a second file: peft warns that there is a first one
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute")
 @pytest.mark.parametrize("kind", ["sd", "flux"])
-def test_adapters_that_the_model_came_with_are_part_of_the_frozen_model(
-    kind: str, fitted: Any, tmp_path: Path
-) -> None:
+def test_adapters_that_the_model_came_with_are_part_of_the_frozen_model(kind: str, fitted: Any, tmp_path: Path) -> None:
     fitted(kind).export(tmp_path / "given")
     pipeline, name = make_pipeline(kind)
     pipeline.load_lora_weights(str(tmp_path / "given"))
