@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from constrained_diffusion.batch import Batch
+from constrained_diffusion.denoisers import autoencoder
 from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.denoisers.autoencoder import Autoencoder
 from constrained_diffusion.denoisers.schedule import DiffusersSchedule
@@ -120,6 +121,22 @@ def test_one_trained_pass_and_one_decoding_for_each_judged_row(guided: bool, row
     assert counts == {**network, "decoded calls": 1, "decoded rows": rows or 4}
     cost.backward()
     assert counts == {**network, "decoded calls": 2, "decoded rows": 2 * (rows or 4)}  # once more on the way back
+
+
+def test_pieces_that_are_decoded_one_by_one_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So the activations of one piece alone are held at a time."""
+    parts, seen = Parts(), []
+    codec: Any = parts.networks.denoiser.codec
+    latents = parts.step.clean.clone().requires_grad_(True)
+    expected = codec._decode(latents)
+    monkeypatch.setattr(autoencoder, "PIECE", 3 * 8 * 8)
+    codec.network.decoder.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    images = codec.decode(latents)
+    assert seen == [3, 1]
+    torch.testing.assert_close(images, expected, rtol=1e-12, atol=1e-12)
+    gradients = [torch.autograd.grad(part.square().sum(), latents)[0] for part in (images, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)
+    assert codec.decode(latents[:0]).shape == (0, 3, 16, 16)
 
 
 def test_networks_that_cannot_checkpoint(tiny_denoiser: Any) -> None:
