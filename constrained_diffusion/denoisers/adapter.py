@@ -37,6 +37,8 @@ class Denoiser(nn.Module):
             condition, or the scale is negative.
     """
 
+    pipeline_class: str | None = None  #: of diffusers, where the network is a pipeline's; it says how LoRA is stored
+
     def __init__(
         self,
         network: nn.Module,

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from constrained_diffusion.diffusion.codec import Codec
 from constrained_diffusion.runtime import assets, untrusted
 
+PIECE = 64 * 64  #: so many positions of latents, one picture of Stable Diffusion 1.5, are decoded at a time
 CLASSES = ("AutoencoderKL", "VQModel", "AutoencoderTiny", "AutoencoderDC")
 
 
@@ -68,10 +70,12 @@ class Autoencoder(Codec):
 
     def decode(self, encoded: Tensor) -> Tensor:
         """Map latents `(B, c, h, w)` to images `(B, C, H, W)`, black 0 and white 1, not clamped."""
-        if self.checkpointed and torch.is_grad_enabled() and encoded.requires_grad:
-            images: Tensor = checkpoint(self._decode, encoded, use_reentrant=False, preserve_rng_state=False)
-            return images
-        return self._decode(encoded)
+        if not (self.checkpointed and torch.is_grad_enabled() and encoded.requires_grad):
+            return self._decode(encoded)
+        rows = max(1, PIECE // math.prod(encoded.shape[2:]))  # on the way back, one piece at a time has its activations
+        pieces = encoded.split(rows) if len(encoded) else [encoded]
+        again = {"use_reentrant": False, "preserve_rng_state": False}
+        return torch.cat([checkpoint(self._decode, piece, **again) for piece in pieces])
 
     def _decode(self, encoded: Tensor) -> Tensor:
         config, device = self.network.config, encoded.device.type

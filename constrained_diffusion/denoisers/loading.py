@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.denoisers.autoencoder import Autoencoder
 from constrained_diffusion.denoisers.config import Parts, build, denoiser_config, network_class, parts
+from constrained_diffusion.denoisers.lora_files import LORA_NAME, load_lora
 from constrained_diffusion.denoisers.schedule import read_schedule
 from constrained_diffusion.diffusion.codec import Codec
 from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
@@ -46,6 +47,7 @@ class PretrainedDenoiser(Denoiser):
         sample_shape: in place of the source's own.
         guidance_scale: of classifier-free guidance in sampling; see `Denoiser`.
         null_condition: in place of the source's own.
+        adapters: LoRA adapters that the model is to have, a file or a folder of diffusers' kind (see `load_lora`).
 
     Attributes:
         folder: where the source's files lie if it is a folder and nothing of it was replaced, else None.
@@ -65,6 +67,7 @@ class PretrainedDenoiser(Denoiser):
         sample_shape: tuple[int, ...] | None = None,
         guidance_scale: float = 1.0,
         null_condition: dict[str, Any] | None = None,
+        adapters: str | None = None,
     ) -> None:
         path = find(source)
         found = load(path, network, noise_schedule)
@@ -76,7 +79,10 @@ class PretrainedDenoiser(Denoiser):
             guidance_scale,
             null_condition or found.null_condition,
         )
-        replaced = any(part is not None for part in (codec, noise_schedule, sample_shape))
+        self.pipeline_class = _json(path / "model_index.json").get("_class_name")
+        if adapters is not None:
+            load_lora(self.network, adapters)
+        replaced = any(part is not None for part in (codec, noise_schedule, sample_shape, adapters))
         self.folder: Path | None = path if path.is_dir() and not replaced else None
 
 
@@ -106,6 +112,11 @@ def load(path: Path, network: nn.Module | None = None, noise_schedule: NoiseSche
     Raises:
         ValueError: it is something else, truncated, or from another model.
     """
+    if (path / LORA_NAME).is_file():
+        raise ValueError(
+            f"'{path}' holds LoRA adapters, not whole weights: give the model that they belong to as the source, and "
+            "this folder as `adapters`."
+        )
     if path.is_dir() and (path / WEIGHTS_NAME).is_file() and (path / CONFIG_NAME).is_file():
         return _from_safetensors(path / WEIGHTS_NAME, network, noise_schedule)
     if path.is_dir():
