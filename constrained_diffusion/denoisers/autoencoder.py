@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from constrained_diffusion.denoisers.strictly import load_strictly
 from constrained_diffusion.diffusion.codec import Codec
 from constrained_diffusion.runtime import assets, untrusted
 
@@ -74,8 +76,8 @@ class Autoencoder(Codec):
             return self._decode(encoded)
         rows = max(1, PIECE // math.prod(encoded.shape[2:]))  # on the way back, one piece at a time has its activations
         pieces = encoded.split(rows) if len(encoded) else [encoded]
-        again = {"use_reentrant": False, "preserve_rng_state": False}
-        return torch.cat([checkpoint(self._decode, piece, **again) for piece in pieces])
+        again: Any = partial(checkpoint, self._decode, use_reentrant=False, preserve_rng_state=False)
+        return torch.cat([again(piece) for piece in pieces])
 
     def _decode(self, encoded: Tensor) -> Tensor:
         config, device = self.network.config, encoded.device.type
@@ -99,7 +101,7 @@ class Autoencoder(Codec):
             ValueError: the latents are not of this autoencoder.
         """
         config: Any = self.network.config
-        channels = config.get("latent_channels") or config.get("vq_embed_dim")
+        channels = config.get("vq_embed_dim") or config.get("latent_channels")
         if len(shape) != 3 or (channels and shape[0] != channels):
             raise ValueError(
                 f"the autoencoder makes latents of {channels} channels, but the denoiser works on {shape}: expected "
@@ -108,18 +110,18 @@ class Autoencoder(Codec):
         factor = self.factor
         return (config.get("out_channels") or config.get("in_channels") or 3, shape[1] * factor, shape[2] * factor)
 
-    @property
+    @cached_property
     def factor(self) -> int:
         """How many pixels a latent's side stands for."""
         with torch.no_grad():
             meta = copy.deepcopy(self.network).to("meta")
-            channels = self.network.config.get("latent_channels") or self.network.config.get("vq_embed_dim")
+            channels = self.network.config.get("vq_embed_dim") or self.network.config.get("latent_channels")
             image: Tensor = meta.decode(torch.empty(1, channels, 8, 8, device="meta", dtype=self._dtype)).sample
         return image.shape[-1] // 8
 
 
-def read(source: str | Path) -> nn.Module:
-    """Return the autoencoder in `source`, a zoo name or a folder; nothing is unpickled.
+def read(source: str | Path, variant: str | None = None) -> nn.Module:
+    """Return the autoencoder in `source`, a zoo name or a folder; its `variant`, such as "fp16", in single precision.
 
     Raises:
         FileNotFoundError, ValueError: as `Autoencoder`.
@@ -135,16 +137,7 @@ def read(source: str | Path) -> nn.Module:
     name = str(untrusted.read_json(folder / "config.json").get("_class_name"))
     if name not in CLASSES:
         raise ValueError(f"'{folder}' holds a {name[:80]}: expected one of {', '.join(CLASSES)}.")
-    try:
-        with untrusted.no_larger_than(folder):
-            loaded: nn.Module = getattr(diffusers, name).from_pretrained(
-                str(folder), local_files_only=True, use_safetensors=True
-            )
-    except Exception as error:  # torch, safetensors and diffusers have many, without a common base
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"the autoencoder in '{folder}' is truncated or damaged ({said[:300]}); fetch its folder again."
-        ) from error
+    loaded: nn.Module = load_strictly(getattr(diffusers, name), folder, variant)
     return loaded
 
 
