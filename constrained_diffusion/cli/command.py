@@ -35,6 +35,7 @@ from constrained_diffusion.diffusion import token_sampler
 from constrained_diffusion.diffusion.rejection import InfeasibleError
 from constrained_diffusion.diffusion.sampler import Sampler
 from constrained_diffusion.fine_tuning import divergence
+from constrained_diffusion.fine_tuning.autoencoding import Autoencoding
 from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
 from constrained_diffusion.fine_tuning.schedules import WarmupStableDecay
 from constrained_diffusion.fine_tuning.supervised import Supervised
@@ -49,7 +50,7 @@ from constrained_diffusion.runtime.run_lock import locked
 # Imported so that configs can name their classes without a path.
 IMPORTED = (
     *(datamodules, denoisers, divergence, guides, gradients, regularizers, token_sampler),
-    *(ConstrainedDiffusion, DirectNoiseOptimization, Supervised, WarmupStableDecay),
+    *(ConstrainedDiffusion, DirectNoiseOptimization, Supervised, Autoencoding, WarmupStableDecay),
 )
 
 

@@ -44,8 +44,9 @@ class MNISTDataModule(DiffusionDataModule):
         held_out: int = 1024,
         **kwargs: Any,
     ) -> None:
-        asked = kwargs.pop("conditions", None) or (Labels(10) if conditional else None)  # a config gives null
-        super().__init__(**kwargs, conditions=asked)
+        super().__init__(**kwargs)
+        if conditional and self.conditions is None:
+            self.conditions = Labels(10)
         if image_size < 28 or image_size % 2:
             raise ValueError(f"image_size must be an even number >= 28, got {image_size}.")
         self.data_dir = data_dir or os.environ.get("CONSTRAINED_DIFFUSION_DATA", "data")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from constrained_diffusion.condition import Condition, arguments, join
+from constrained_diffusion.denoisers.calls import call_of, names_of
 from constrained_diffusion.denoisers.shapes import shape_from_config
 from constrained_diffusion.diffusion.codec import Codec
 from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
@@ -22,8 +22,8 @@ class Denoiser(nn.Module):
     """A network, its noise schedule, and the codec between its space and the data.
 
     Args:
-        network: any module called as `network(x_t, t, **condition)`; it returns a tensor, or an object, a dict or a
-            tuple with one: `.sample`, `["sample"]` or the first.
+        network: any module called as `network(x_t, t, **condition)`, t by name where it has a `timestep`; it returns a
+            tensor, or an object, a dict or a tuple with one: `.sample`, `["sample"]` or the first.
         noise_schedule: the family of the model, its levels and its prediction type.
         codec: between the data's units and the network's; by default images in [0, 1] to [-1, 1].
         sample_shape: shape of one sample in the network's space; read from a diffusers network's config when not given.
@@ -37,6 +37,8 @@ class Denoiser(nn.Module):
             condition, or the scale is negative.
     """
 
+    pipeline_class: str | None = None  #: of diffusers, where the network is a pipeline's; it says how LoRA is stored
+
     def __init__(
         self,
         network: nn.Module,
@@ -48,6 +50,10 @@ class Denoiser(nn.Module):
     ) -> None:
         super().__init__()
         self.network = network
+        for part in network.modules():  # each block of a DiT would drop labels by itself, when and where it likes
+            if type(part).__name__ == "LabelEmbedding":
+                part.dropout_prob = 0.0  # type: ignore[assignment]
+        self._call = call_of(network)
         self.noise_schedule = noise_schedule
         self.codec: Codec = codec or Normalizer(mean=0.5, std=0.5, low=0.0, high=1.0)
         self.sample_shape = tuple(sample_shape or shape_from_config(network))
@@ -107,7 +113,7 @@ class Denoiser(nn.Module):
         dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), noisy.dtype)
         given = self.noise_schedule.network_input(noisy, timesteps).to(dtype)
         time = self.noise_schedule.network_time(timesteps)
-        result = network(given, time, **arguments(condition, len(noisy), dtype))
+        result = self._call(network, given, time, **arguments(condition, len(noisy), dtype))
         # under autocast the network may answer in half precision
         return checked_output(network, result, noisy).to(noisy.dtype)
 
@@ -164,27 +170,25 @@ class Denoiser(nn.Module):
         told = arguments(condition, 2, weight.dtype) if condition else {}
         with undisturbed(self.network, weight.device):
             try:
-                result = self.network(noisy, time, **_on(told, weight.device))
+                result = self._call(self.network, noisy, time, **_on(told, weight.device))
             except Exception:  # it may want a time per token, or of a batch: the first call tells
                 return
         checked_output(self.network, result, noisy)
 
     def check_condition(self, condition: Condition | None) -> None:
         """Raise ValueError where `condition` lacks what the network or guidance needs, or has what it does not know."""
-        parameters = list(inspect.signature(self.network.forward).parameters.values())[2:]
-        named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        needed, known = names_of(self.network)
         given = {name.partition(".")[0] for name in condition or {}}
-        needed = {p.name for p in named if p.default is p.empty} | _told_of_class(self.network)
         name = type(self.network).__name__
         if missing := sorted(needed - given):
             raise ValueError(
                 f"{name} needs {', '.join(missing)}, which nobody gives: expected a data module whose batches and "
                 "seeds have it as their condition; set its `conditions`, for example to Labels or Prompts."
             )
-        if len(named) == len(parameters) and (unknown := sorted(given - {p.name for p in named})):
+        if known is not None and (unknown := sorted(given - {*known})):
             raise ValueError(
                 f"the data module gives the condition {', '.join(unknown)}, which {name} does not take: expected some "
-                f"of {', '.join(p.name for p in named) or 'none'}; leave it out, or choose a conditional model."
+                f"of {', '.join(known) or 'none'}; leave it out, or choose a conditional model."
             )
         null = set(self.null(1, torch.device("cpu"))) if self.guidance_scale != 1 and condition else set()
         if null and (differ := sorted(null ^ set(condition or {}))):
@@ -224,13 +228,6 @@ def learns_variance(network: nn.Module) -> bool:
     config: Any = getattr(network, "config", None) or {}
     channels = config.get("in_channels"), config.get("out_channels")
     return None not in channels and channels[1] == 2 * channels[0]
-
-
-def _told_of_class(network: nn.Module) -> set[str]:
-    """Return the name of the labels that a class-conditional network of diffusers raises without."""
-    config: Any = getattr(network, "config", None) or {}
-    wants = config.get("num_class_embeds") or config.get("class_embed_type")
-    return {"class_labels"} if wants else set()
 
 
 def _on(given: Any, device: torch.device) -> Any:

@@ -8,6 +8,8 @@
 from __future__ import annotations
 
 import copy
+import math
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,9 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from constrained_diffusion.denoisers.strictly import load_strictly
 from constrained_diffusion.diffusion.codec import Codec
 from constrained_diffusion.runtime import assets, untrusted
 
+PIECE = 64 * 64  #: so many positions of latents, one picture of Stable Diffusion 1.5, are decoded at a time
 CLASSES = ("AutoencoderKL", "VQModel", "AutoencoderTiny", "AutoencoderDC")
 
 
@@ -68,10 +72,12 @@ class Autoencoder(Codec):
 
     def decode(self, encoded: Tensor) -> Tensor:
         """Map latents `(B, c, h, w)` to images `(B, C, H, W)`, black 0 and white 1, not clamped."""
-        if self.checkpointed and torch.is_grad_enabled() and encoded.requires_grad:
-            images: Tensor = checkpoint(self._decode, encoded, use_reentrant=False, preserve_rng_state=False)
-            return images
-        return self._decode(encoded)
+        if not (self.checkpointed and torch.is_grad_enabled() and encoded.requires_grad):
+            return self._decode(encoded)
+        rows = max(1, PIECE // math.prod(encoded.shape[2:]))  # on the way back, one piece at a time has its activations
+        pieces = encoded.split(rows) if len(encoded) else [encoded]
+        again: Any = partial(checkpoint, self._decode, use_reentrant=False, preserve_rng_state=False)
+        return torch.cat([again(piece) for piece in pieces])
 
     def _decode(self, encoded: Tensor) -> Tensor:
         config, device = self.network.config, encoded.device.type
@@ -95,7 +101,7 @@ class Autoencoder(Codec):
             ValueError: the latents are not of this autoencoder.
         """
         config: Any = self.network.config
-        channels = config.get("latent_channels") or config.get("vq_embed_dim")
+        channels = config.get("vq_embed_dim") or config.get("latent_channels")
         if len(shape) != 3 or (channels and shape[0] != channels):
             raise ValueError(
                 f"the autoencoder makes latents of {channels} channels, but the denoiser works on {shape}: expected "
@@ -104,18 +110,18 @@ class Autoencoder(Codec):
         factor = self.factor
         return (config.get("out_channels") or config.get("in_channels") or 3, shape[1] * factor, shape[2] * factor)
 
-    @property
+    @cached_property
     def factor(self) -> int:
         """How many pixels a latent's side stands for."""
         with torch.no_grad():
             meta = copy.deepcopy(self.network).to("meta")
-            channels = self.network.config.get("latent_channels") or self.network.config.get("vq_embed_dim")
+            channels = self.network.config.get("vq_embed_dim") or self.network.config.get("latent_channels")
             image: Tensor = meta.decode(torch.empty(1, channels, 8, 8, device="meta", dtype=self._dtype)).sample
         return image.shape[-1] // 8
 
 
-def read(source: str | Path) -> nn.Module:
-    """Return the autoencoder in `source`, a zoo name or a folder; nothing is unpickled.
+def read(source: str | Path, variant: str | None = None) -> nn.Module:
+    """Return the autoencoder in `source`, a zoo name or a folder; its `variant`, such as "fp16", in single precision.
 
     Raises:
         FileNotFoundError, ValueError: as `Autoencoder`.
@@ -131,14 +137,31 @@ def read(source: str | Path) -> nn.Module:
     name = str(untrusted.read_json(folder / "config.json").get("_class_name"))
     if name not in CLASSES:
         raise ValueError(f"'{folder}' holds a {name[:80]}: expected one of {', '.join(CLASSES)}.")
-    try:
-        with untrusted.no_larger_than(folder):
-            loaded: nn.Module = getattr(diffusers, name).from_pretrained(
-                str(folder), local_files_only=True, use_safetensors=True
-            )
-    except Exception as error:  # torch, safetensors and diffusers have many, without a common base
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"the autoencoder in '{folder}' is truncated or damaged ({said[:300]}); fetch its folder again."
-        ) from error
+    loaded: nn.Module = load_strictly(getattr(diffusers, name), folder, variant)
     return loaded
+
+
+def small_autoencoder(channels: int, widths: list[int], latent_channels: int, groups: int = 8) -> nn.Module:
+    """Return a new `diffusers.AutoencoderKL` without attention, which halves the sides at every width but the last.
+
+    Args:
+        channels: of the images.
+        widths: channels of its levels, from the image inwards; each divisible by `groups`.
+        latent_channels: of the latents.
+        groups: of its normalisation.
+    """
+    from diffusers import AutoencoderKL
+
+    cls: Any = AutoencoderKL
+    network: nn.Module = cls(
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=tuple(widths),
+        down_block_types=("DownEncoderBlock2D",) * len(widths),
+        up_block_types=("UpDecoderBlock2D",) * len(widths),
+        latent_channels=latent_channels,
+        norm_num_groups=groups,
+        mid_block_add_attention=False,
+        force_upcast=False,
+    )
+    return network

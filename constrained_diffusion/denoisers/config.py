@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 import json
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from torch import nn
 
 from constrained_diffusion.denoisers.adapter import Denoiser
+from constrained_diffusion.denoisers.families import Family
 from constrained_diffusion.denoisers.schedule import DiffusersSchedule, read_schedule, scheduler_config
 from constrained_diffusion.diffusion.codec import Codec
 from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
@@ -27,6 +29,9 @@ class Parts(NamedTuple):
     codec: Codec | None = None
     sample_shape: tuple[int, ...] | None = None
     null_condition: dict[str, Any] | None = None
+    text: Any = None  #: the pipeline of diffusers that has the text encoders
+    family: Family | None = None  #: of a model that takes prompts
+    origin: Path | None = None  #: the folder of the pipeline
 
 
 def denoiser_config(denoiser: Denoiser) -> dict[str, Any]:

@@ -5,21 +5,34 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.denoisers.autoencoder import Autoencoder
 from constrained_diffusion.denoisers.config import denoiser_config, is_diffusers
 from constrained_diffusion.denoisers.loading import CONFIG_NAME, WEIGHTS_NAME
+from constrained_diffusion.denoisers.lora_files import LORA_NAME, save_lora
 from constrained_diffusion.denoisers.schedule import scheduler_config
 from constrained_diffusion.diffusion.variance_preserving import VariancePreserving
 
-_OURS = {CONFIG_NAME, WEIGHTS_NAME, "model_index.json", "config.json", "unet", "transformer", "vae", "scheduler"}
+_OURS = {
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    LORA_NAME,
+    "model_index.json",
+    "config.json",
+    "unet",
+    "transformer",
+    "vae",
+    "scheduler",
+}
 
 
 def export(denoiser: Denoiser, folder: str | Path, network: nn.Module | None = None) -> Path:
@@ -37,15 +50,39 @@ def export(denoiser: Denoiser, folder: str | Path, network: nn.Module | None = N
     Raises:
         ValueError: the folder holds something else.
     """
+    with written(folder) as partial:
+        _write(denoiser, denoiser.network if network is None else network, partial)
+    return Path(folder)
+
+
+def export_lora(
+    network: nn.Module, folder: str | Path, pipeline_class: str, state: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write the adapters of `network` to `folder` as `save_lora` does, and beside them what pipeline takes them."""
+    with written(folder) as partial:
+        save_lora(network, partial, pipeline_class, state)
+        facts = {"pipeline_class": pipeline_class, "adapters": LORA_NAME, "network": {"class": type(network).__name__}}
+        (partial / CONFIG_NAME).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def written(folder: str | Path) -> Iterator[Path]:
+    """Give a folder to write to, which becomes `folder` when all is written: a crash leaves no half folder behind.
+
+    Raises:
+        ValueError: the folder holds something else than an earlier export.
+    """
     target = Path(folder)
     _refuse_foreign(target)
-    partial = target.with_name(f".{target.name}.partial")  # so that a crash leaves no half folder behind
+    partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    _write(denoiser, denoiser.network if network is None else network, partial)
+    yield partial
+    for weights_file in partial.rglob("*.safetensors"):  # which safetensors writes for their owner's eyes only
+        shutil.copymode(partial / CONFIG_NAME, weights_file)
     if target.exists():
         shutil.rmtree(target)
-    return partial.rename(target)
+    partial.rename(target)
 
 
 def weights_sha256(module: nn.Module) -> str:
@@ -71,8 +108,6 @@ def _write(denoiser: Denoiser, network: nn.Module, folder: Path) -> None:
     if isinstance(denoiser.codec, Autoencoder):
         denoiser.codec.network.save_pretrained(folder / "vae")
     (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    for weights_file in folder.rglob("*.safetensors"):  # which safetensors writes for their owner's eyes only
-        shutil.copymode(folder / CONFIG_NAME, weights_file)
 
 
 def _write_diffusers(network: Any, config: dict[str, Any], folder: Path, latent: bool) -> None:

@@ -1,107 +1,149 @@
-"""Text-to-image pipelines of diffusers: which are taken, and which refused, before any weights are fetched."""
+"""Folders of diffusers: which are taken, told from their configs alone, and their weights.
+
+No code of a folder runs: it may name classes of diffusers and transformers only, pickles are read as weights, and no
+config makes a larger network than its files can fill.
+"""
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
+from torch import nn
+
+from constrained_diffusion.denoisers.config import network_class
+from constrained_diffusion.denoisers.families import Family, family_of
+from constrained_diffusion.denoisers.strictly import load_strictly, reading
+from constrained_diffusion.runtime import untrusted
 from constrained_diffusion.runtime.distribution import needs_extra
 
-_EXPECTED = {
-    "unet": "UNet2DConditionModel",
-    "vae": "",
-    "text_encoder": "CLIPTextModel",
-    "tokenizer": "",
-    "scheduler": "",
-}
-_LIBRARIES = {"diffusers", "transformers"}  #: whose classes a pipeline may name; loading one imports its library
-_NEVER_LOADED = {"safety_checker", "feature_extractor", "image_encoder"}
-_EXAMPLES = "'stable-diffusion-v1-5/stable-diffusion-v1-5' or 'stabilityai/stable-diffusion-xl-base-1.0'"
+COMPONENTS = ("unet", "transformer")
+AUTOENCODERS = ("vae", "vqvae", "movq")  #: folders that a pipeline's autoencoder may be in
+LIBRARIES = {"diffusers", "transformers"}  #: whose classes a pipeline may name; loading one imports its library
+NEVER_LOADED = {"safety_checker", "feature_extractor", "image_encoder"}
+_OFF = {"requires_safety_checker", "add_watermarker"}
+_REMAPPED = {"ada_norm_zero": "DiTTransformer2DModel", "ada_norm_single": "PixArtTransformer2DModel"}
 
 
-def load(source: str, variant: str | None = None) -> Any:
-    """Return the `StableDiffusionPipeline` or `StableDiffusionXLPipeline` at `source`, without safety checker.
+class Folder(NamedTuple):
+    """What a folder of diffusers is, told from its configs."""
 
-    Args:
-        source: a folder that a diffusers pipeline was saved to, or a hub id `owner/name`.
-        variant: of the weights' files, for example "fp16".
+    path: Path
+    contents: dict[str, Any]  #: of a pipeline's model_index.json; empty for a bare network
+    network: Path  #: the folder of the network
+    autoencoder: Path | None
+    family: Family | None  #: None for a model without prompts
+
+
+def open_folder(folder: Path) -> Folder:
+    """Return what lies in `folder`; no weights are read.
 
     Raises:
-        FileNotFoundError: `source` is no pipeline, and cannot be had from the hub.
-        ImportError: transformers is missing.
-        ValueError: it is of another kind, or damaged.
+        ValueError: it is no folder of diffusers, brings code, or is of a kind that is not supported.
     """
-    with needs_extra("text-to-image", "text-to-image models need transformers"):
-        import transformers  # noqa: F401  (without it, diffusers has no such pipelines)
-    import diffusers
+    index = _json(folder / "model_index.json")
+    inside = next((name for name in COMPONENTS if (folder / name / "config.json").is_file()), None)
+    if not index and not (folder / "config.json").is_file() and inside is None:
+        raise ValueError(
+            f"'{folder}' is no diffusers folder: expected a model_index.json (a pipeline) or config.json (a network)."
+        )
+    if code := next((file for place in ("*.py", "*/*.py") for file in folder.glob(place)), None):
+        raise ValueError(
+            f"'{folder}' brings code, '{code.name}', which some versions of diffusers would run: expected weights and "
+            "configs alone; take the file out."
+        )
+    listed = {name: part for name, part in index.items() if isinstance(part, list) and any(part)}
+    component = next((name for name in COMPONENTS if name in listed), None) if index else inside
+    if index and component is None:
+        raise ValueError(f"the pipeline in '{folder}' has no noise predictor: expected a {' or '.join(COMPONENTS)}.")
+    foreign = sorted({str(part[0]) for name, part in listed.items() if name not in NEVER_LOADED} - LIBRARIES)
+    if foreign:
+        raise ValueError(
+            f"the pipeline in '{folder}' names a part of '{foreign[0][:80]}', whose code is not trusted: expected "
+            f"parts of {' and '.join(sorted(LIBRARIES))} alone."
+        )
+    # Old pipelines on the hub keep their only network in the top folder.
+    network = folder / component if component and (folder / component).is_dir() else folder
+    encoder = next((folder / name for name in AUTOENCODERS if (folder / name / "config.json").is_file()), None)
+    missing = next((name for name in AUTOENCODERS if name in listed and not (folder / name).is_dir()), None)
+    if missing is not None:
+        raise ValueError(
+            f"the pipeline in '{folder}' lacks its {missing}: expected a folder {missing}; fetch it again."
+        )
+    config = _json(network / "config.json")
+    family = family_of(str(folder), index, _class_name(config)) if index else None
+    return Folder(folder, index, network, encoder, family)
+
+
+def _class_name(config: dict[str, Any]) -> str:
+    name = str(config.get("_class_name", config.get("class")))
+    return _REMAPPED.get(str(config.get("norm_type")), name) if name == "Transformer2DModel" else name
+
+
+def read_network(folder: Path, variant: str | None = None) -> nn.Module:
+    """Return the network of diffusers in `folder`, every tensor filled.
+
+    Raises:
+        ValueError: it is no noise predictor, or its weights are missing, truncated or from another model.
+    """
     from diffusers.utils.import_utils import is_accelerate_available
 
-    cls: Any = diffusers.StableDiffusionPipeline
-    unused: dict[str, Any] = {"feature_extractor": None, "image_encoder": None}
-    if is_xl(source):
-        cls = diffusers.StableDiffusionXLPipeline
-        unused["add_watermarker"] = False
-    else:
-        unused.update(safety_checker=None, requires_safety_checker=False)
-    try:
-        return cls.from_pretrained(source, variant=variant, low_cpu_mem_usage=is_accelerate_available(), **unused)
-    except Exception as error:  # what readers of weights, and the hub's client, raise has no common base
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        of = f" of the variant '{variant}'" if variant else ""
+    config = _json(folder / "config.json")
+    cls = network_class(str(config.get("_class_name", config.get("class"))), f"'{folder}/config.json'")
+    channels = config.get("in_channels"), config.get("out_channels")
+    if None not in channels and channels[1] not in (channels[0], 2 * int(channels[0] or 0)):
         raise ValueError(
-            f"the pipeline in '{source}' cannot be read ({said[:300]}): expected all of its parts, with weights{of}; "
-            "fetch it again, or give another variant."
-        ) from error
+            f"the network in '{folder}' takes {channels[0]} channels and returns {channels[1]}: expected as many, "
+            "or twice as many where the variance is learnt (inpainting and masks are not supported); wrap it in a "
+            "module that returns the noise alone."
+        )
+    fast = is_accelerate_available()
+    loaded: nn.Module = load_strictly(cls, folder, variant, low_cpu_mem_usage=fast)
+    return loaded
 
 
-def is_xl(source: str) -> bool:
-    """Return whether `source` is an SDXL pipeline; of its files only configs are read.
+def read_text(folder: Folder, network: nn.Module, variant: str | None = None) -> Any:
+    """Return the pipeline of diffusers with the tokenizers and text encoders of `folder` alone.
 
     Raises:
-        FileNotFoundError: it is no pipeline, and cannot be had from the hub.
-        ValueError: it is of another kind.
+        ImportError: transformers is missing.
+        ValueError: a part is missing, or damaged.
     """
-    from diffusers import DiffusionPipeline, UNet2DConditionModel
+    assert folder.family is not None
+    with needs_extra("text-to-image", "text-to-image models need transformers"):
+        import transformers
+    import diffusers
 
-    try:
-        index = DiffusionPipeline.load_config(source)
-        listed = {name: part for name, part in index.items() if isinstance(part, list) and part[0]}
-        parts = {name: str(part[1]) for name, part in listed.items()}
-        unet = UNet2DConditionModel.load_config(source, subfolder="unet") if "unet" in parts else {}
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        raise FileNotFoundError(
-            f"'{source}' is no diffusers pipeline: expected a folder with a model_index.json and a folder per part, or "
-            "a hub id owner/name that can be reached; make a folder of a single file by diffusers' from_single_file."
-        ) from error
-    if code := next(Path(source).glob("*/*.py"), None) if Path(source).is_dir() else None:
-        raise ValueError(
-            f"the pipeline '{source}' brings code, '{code.name}', which some versions of diffusers would run: expected "
-            "weights and configs alone; take the file out, or use one like " + _EXAMPLES + "."
-        )
-    loaded = {str(part[0]) for name, part in listed.items() if name not in _NEVER_LOADED}
-    if other := sorted(loaded - _LIBRARIES):
-        raise ValueError(
-            f"the pipeline at '{source}' names a part of '{other[0][:80]}', whose code is not trusted: expected parts "
-            f"of {' and '.join(sorted(_LIBRARIES))} alone; use one like {_EXAMPLES}."
-        )
-    if came := _foreign(parts, unet):
-        raise ValueError(
-            f"expected a Stable Diffusion 1.x, 2.x or SDXL text-to-image pipeline, but '{source}' is a "
-            f"{index.get('_class_name')} with {came}; use one like {_EXAMPLES}."
-        )
-    return "text_encoder_2" in parts
+    parts: dict[str, Any] = {}
+    for name in folder.family.encoders:
+        if not any(folder.contents.get(name) or []):
+            continue
+        for part in (name, name.replace("text_encoder", "tokenizer")):
+            cls: Any = getattr(transformers, str(folder.contents[part][1]), None)
+            if cls is None or not (folder.path / part).is_dir():
+                raise ValueError(
+                    f"the pipeline in '{folder.path}' has no folder {part}, without which prompts cannot be encoded; "
+                    "fetch the whole pipeline."
+                )
+            if part == name:
+                parts[part] = load_strictly(cls, folder.path / part, variant).float().requires_grad_(False).eval()
+            else:
+                parts[part] = reading(folder.path / part, lambda: cls.from_pretrained(str(folder.path / part)))  # noqa: B023
+    wanted = str(folder.contents.get("_class_name"))
+    name = wanted if wanted in folder.family.pipelines else folder.family.pipelines[0]
+    pipeline: Any = getattr(diffusers, name)
+    arguments = list(inspect.signature(pipeline.__init__).parameters.values())[1:]
+    given: dict[str, Any] = {one.name: None for one in arguments if one.default is one.empty}
+    given |= {one.name: False for one in arguments if one.name in _OFF}
+    plain = {one.name for one in arguments} & folder.contents.keys() - given.keys()
+    given |= {key: folder.contents[key] for key in plain if not isinstance(folder.contents[key], list)}
+    made = pipeline(**{**given, **parts})
+    component = "unet" if hasattr(made, "unet") else "transformer"
+    setattr(made, component, SimpleNamespace(config=network.config))  # some ask for the width of the text
+    return made
 
 
-def _foreign(parts: dict[str, str], unet: dict[str, Any]) -> str:
-    """Return what in a pipeline's parts (name to class) and its unet's config is not Stable Diffusion's, or ""."""
-    for name, expected in _EXPECTED.items():
-        if name not in parts:
-            return f"no {name}"
-        if expected not in ("", parts[name]):
-            return f"a {parts[name]} as {name}"
-    if "Flow" in parts["scheduler"]:
-        return f"the flow-matching {parts['scheduler']}"
-    channels = unet.get("in_channels", 4), unet.get("out_channels", 4)
-    if channels[0] != channels[1]:
-        return f"a unet that takes {channels[0]} channels and returns {channels[1]}, as for inpainting"
-    return "a unet that takes the guidance scale as an input" if unet.get("time_cond_proj_dim") else ""
+def _json(path: Path) -> dict[str, Any]:
+    return untrusted.read_json(path) if path.is_file() else {}

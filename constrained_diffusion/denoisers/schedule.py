@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from typing import Any
 
 from constrained_diffusion.diffusion.flow_matching import FlowMatching
 from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
-from constrained_diffusion.diffusion.variance_exploding import VarianceExploding
+from constrained_diffusion.diffusion.variance_exploding import Kind, VarianceExploding
 from constrained_diffusion.diffusion.variance_preserving import VariancePreserving
 
 LONGEST = 1_000_000  #: noise levels; a thousand are usual
 OWN_STEP = {  # schedulers of first order, whose step is ours too
     *("DDPMScheduler", "DDIMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "LCMScheduler"),
     *("FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler", "CMStochasticIterativeScheduler"),
+}
+SCALED = ("Euler", "Heun", "KDPM2", "LMS")  #: what those schedulers begin with that work on x_t / s
+SOLVERS = ("DPMSolver", "UniPC", "DEIS", "SASolver")  #: and those that leave the cleanest level of a grid out
+# Settings that would change levels or steps and are not supported, with the value at which they do nothing.
+UNSUPPORTED: dict[str, Any] = {
+    **dict.fromkeys(("thresholding", "use_beta_sigmas", "use_lu_lambdas"), False),
+    "snr_shift_scale": 1.0,
+    "interpolation_type": "linear",
+    "timestep_type": "discrete",
+}
+UNSUPPORTED_FLOW: dict[str, Any] = {
+    **dict.fromkeys(("invert_sigmas", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"), False),
+    **dict.fromkeys(("shift_terminal", "scale_factors"), None),
 }
 
 
@@ -47,6 +61,7 @@ class DiffusersSchedule(VariancePreserving):
             raise ValueError(
                 f"a scheduler config has no setting '{unknown[0]}'; expected some of {', '.join(expected)}."
             )
+        _refuse(config, UNSUPPORTED)
         levels = config.get("num_train_timesteps", 1000)
         if type(levels) is not int or not 1 <= levels <= LONGEST:
             raise ValueError(f"num_train_timesteps must be an integer in 1 .. {LONGEST:,}, got {str(levels)[:80]}.")
@@ -57,19 +72,29 @@ class DiffusersSchedule(VariancePreserving):
         except Exception as error:  # what it raises on settings of the wrong kind has no common base
             raise ValueError(f"this scheduler config does not make a DDPMScheduler: {error}.") from error
         abar = scheduler.alphas_cumprod
-        if class_name.startswith("Euler") and config.get("rescale_betas_zero_snr"):
+        if class_name.startswith(("Euler", "DPMSolverMultistep", "UniPC")) and config.get("rescale_betas_zero_snr"):
             abar[-1] = 2**-24  # as these do, so that sigma / s is finite
-        lcm = class_name == "LCMScheduler"
+        lcm, settings = class_name == "LCMScheduler", sampler_settings(config)
         super().__init__(
             abar,
             scheduler.config["prediction_type"],
-            sampler_settings(config),
+            settings,
             int(config.get("original_inference_steps") or 50),
             float(config.get("timestep_scaling") or 10.0) if lcm else None,
+            "log" if settings.get("spacing", "").startswith(("karras", "exponential")) else "linear",
         )
         self.config: dict[str, Any] = {key: scheduler.config[key] for key in expected}
-        if class_name not in ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler"):
+        if "_class_name" in config:
             self.config = {**config, **self.config}
+
+
+def _refuse(config: dict[str, Any], unsupported: dict[str, Any]) -> None:
+    for key, harmless in unsupported.items():
+        if config.get(key) not in (None, harmless):
+            raise ValueError(
+                f"the scheduler sets {key} to {str(config[key])[:40]}, which is not supported: expected {harmless}; "
+                "take it out of scheduler_config.json, or give `noise_schedule` and `sampler` yourself."
+            )
 
 
 def is_flow(config: dict[str, Any]) -> bool:
@@ -88,24 +113,24 @@ def sampler_settings(config: dict[str, Any]) -> dict[str, Any]:
     name = str(config["_class_name"])
     cls: Any = getattr(diffusers, name, diffusers.DDIMScheduler)
     full = cls.from_config({key: value for key, value in config.items() if not key.startswith("_")}).config
-    euler = name.startswith("Euler")
-    spacing = full.get("timestep_spacing", "leading")
-    start = "noise" if euler and spacing != "leading" else "marginal"
-    if name == "LCMScheduler":
-        spacing = "lcm"
-    elif full.get("use_karras_sigmas"):
-        spacing = "karras"
-    elif full.get("use_exponential_sigmas"):
-        spacing = "exponential"
-    elif euler and spacing == "linspace":
-        spacing = "interpolated"
-    ends = full.get("final_sigmas_type", "zero") == "zero" if euler else full.get("set_alpha_to_one", True)
+    spacing, start = full.get("timestep_spacing", "leading"), "marginal"
+    if name.startswith(SCALED):
+        start = "marginal" if spacing == "leading" else "noise"
+        spacing = "interpolated" if spacing == "linspace" else spacing
+    elif name.startswith(SOLVERS) and spacing != "trailing":
+        spacing = f"solver_{spacing}"
+    for curve in ("karras", "exponential"):
+        if full.get(f"use_{curve}_sigmas"):
+            between = name.startswith(SCALED) and spacing != "interpolated"
+            spacing = f"{curve}_{spacing}" if between else curve
+    lcm = name == "LCMScheduler"
+    ends = full.get("final_sigmas_type", "zero") == "zero" and full.get("set_alpha_to_one", True)
     return {
-        "spacing": spacing,
+        "spacing": "lcm" if lcm else spacing,
         "steps_offset": full.get("steps_offset", 0),
-        "set_alpha_to_one": bool(ends),
+        "set_alpha_to_one": bool(ends or lcm),
         "clip_sample": bool(full.get("clip_sample", False)),
-        "renoise": name == "LCMScheduler",
+        "renoise": lcm,
         "start": start,
     }
 
@@ -113,8 +138,10 @@ def sampler_settings(config: dict[str, Any]) -> dict[str, Any]:
 def read_schedule(config: dict[str, Any], tokens: int = 4096, time_scale: float = 1.0) -> NoiseSchedule:
     """Return the noise schedule of a diffusers scheduler config, of any family.
 
+    A scheduler with a step of its own, such as one of higher order, is warned of.
+
     Args:
-        config: the content of a `scheduler_config.json`.
+        config: the content of a `scheduler_config.json`, or what `scheduler_config` returned.
         tokens: of one sample, on which a dynamic shift depends.
         time_scale: of a flow-matching network, see `FlowMatching`.
 
@@ -122,81 +149,94 @@ def read_schedule(config: dict[str, Any], tokens: int = 4096, time_scale: float 
         ValueError: the scheduler has a setting that is not supported, or is of no known family.
     """
     name = str(config.get("_class_name", "DDPMScheduler"))
-    if name in ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"):
-        return _edm(config)
-    if name == "CMStochasticIterativeScheduler":
-        return _consistency(config)
-    if is_flow(config):
-        return _flow(config, tokens, time_scale)
-    return DiffusersSchedule(config)
+    try:
+        if name in ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"):
+            schedule: NoiseSchedule = _edm(config)
+        elif name == "CMStochasticIterativeScheduler":
+            schedule = _consistency(config)
+        elif is_flow(config):
+            schedule = _flow(config, name, config.get("_tokens", tokens), config.get("_time_scale", time_scale))
+        else:
+            schedule = DiffusersSchedule(config)
+    except (TypeError, ArithmeticError) as error:
+        raise ValueError(f"this scheduler config does not make a {name}: {error}.") from error
+    if name not in OWN_STEP:
+        warnings.warn(
+            f"the pipeline comes with {name}: its levels and its prediction type are taken, but each step is of first "
+            "order, as DDIM and Euler take it; give `sampler` more steps than that scheduler needs.",
+            stacklevel=2,
+        )
+    return schedule
 
 
-def _flow(config: dict[str, Any], tokens: int, time_scale: float) -> FlowMatching:
-    for key in ("invert_sigmas", "shift_terminal", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"):
-        if config.get(key):
-            raise ValueError(
-                f"the flow-matching scheduler sets {key}, which is not supported: expected an even or a shifted grid; "
-                "take it out of scheduler_config.json, or give `noise_schedule` as a FlowMatching."
-            )
-    total, dynamic = config.get("num_train_timesteps", 1000), config.get("use_dynamic_shifting", False)
+def _flow(config: dict[str, Any], name: str, tokens: int, time_scale: float) -> FlowMatching:
+    _refuse(config, UNSUPPORTED_FLOW)
+    dynamic = config.get("use_dynamic_shifting", False)
     shift = config.get("flow_shift", config.get("shift", 1.0)) or 1.0
     if dynamic:  # FLUX's: more tokens, more noise
         low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
         base, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
         mu = base + (most - base) * (tokens - low) / (high - low)
         shift = math.exp(mu) if config.get("time_shift_type", "exponential") == "exponential" else mu
-    schedule = FlowMatching(shift, total, time_scale, {"spacing": "linear" if dynamic else "training"})
-    schedule.config = dict(config)
+    spacing = "linear" if dynamic else "training"
+    if name.startswith(SOLVERS):
+        spacing = "unipc" if name.startswith("UniPC") else "dpm"
+    settings = {"spacing": spacing, "renoise": bool(config.get("stochastic_sampling", False))}
+    schedule = FlowMatching(shift, config.get("num_train_timesteps", 1000), time_scale, settings | _own(config))
+    schedule.config = {**config, "_tokens": tokens, "_time_scale": time_scale}
     return schedule
 
 
 def _edm(config: dict[str, Any]) -> VarianceExploding:
-    schedule = VarianceExploding(
-        config.get("sigma_min", 0.002),
-        config.get("sigma_max", 80.0),
-        config.get("sigma_data", 0.5),
-        config.get("rho", 7.0),
-        config.get("num_train_timesteps", 1000),
-        "edm_v" if config.get("prediction_type") == "v_prediction" else "edm",
-        {
-            "spacing": config.get("sigma_schedule", "karras"),
-            "set_alpha_to_one": config.get("final_sigmas_type", "zero") == "zero",
-        },
-    )
-    schedule.config = dict(config)
-    return schedule
+    _refuse(config, {"thresholding": False})
+    kinds: dict[str, Kind] = {"epsilon": "edm", "v_prediction": "edm_v"}
+    prediction = config.get("prediction_type", "epsilon")
+    if prediction not in kinds:
+        raise ValueError(f"prediction_type must be one of {', '.join(kinds)} for EDM, got '{str(prediction)[:40]}'.")
+    settings = {
+        "spacing": config.get("sigma_schedule", "karras"),
+        "set_alpha_to_one": config.get("final_sigmas_type", "zero") == "zero",
+    }
+    return _exploding(config, config.get("num_train_timesteps", 1000), kinds[prediction], settings)
 
 
 def _consistency(config: dict[str, Any]) -> VarianceExploding:
-    schedule = VarianceExploding(
-        config.get("sigma_min", 0.002),
-        config.get("sigma_max", 80.0),
-        config.get("sigma_data", 0.5),
-        config.get("rho", 7.0),
-        config.get("num_train_timesteps", 40),
-        "consistency",
-        {"spacing": "list", "clip_sample": config.get("clip_denoised", True), "start": "noise"},
-    )
+    _refuse(config, {"s_noise": 1.0})
+    settings = {"spacing": "list", "clip_sample": config.get("clip_denoised", True), "start": "noise"}
+    return _exploding(config, config.get("num_train_timesteps", 40), "consistency", settings)
+
+
+def _exploding(config: dict[str, Any], total: int, kind: Kind, settings: dict[str, Any]) -> VarianceExploding:
+    known = {"sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5, "rho": 7.0}
+    numbers = {name: config.get(name, default) for name, default in known.items()}
+    schedule = VarianceExploding(**numbers, num_timesteps=total, kind=kind, sampler_settings=settings | _own(config))
     schedule.config = dict(config)
     return schedule
 
 
+def _own(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the sampler's settings that no scheduler of diffusers has a word for; see `scheduler_config`."""
+    settings: dict[str, Any] = config.get("_sampler_settings", {})
+    return settings
+
+
 def scheduler_config(schedule: NoiseSchedule) -> dict[str, Any]:
-    """Return the config of a diffusers scheduler that samples as `schedule` does, with its `_class_name`."""
-    config = getattr(schedule, "config", None)
-    if config is not None:
-        return {"_class_name": "DDPMScheduler", **config}
+    """Return the config of a diffusers scheduler that samples as `schedule` does, with its `_class_name`.
+
+    Diffusers passes over what begins with an underscore; `read_schedule` knows it.
+    """
+    if schedule.config is not None:
+        return {"_class_name": "DDPMScheduler", **schedule.config}
+    shared = {"num_train_timesteps": schedule.num_timesteps, "_sampler_settings": schedule.sampler_settings}
     if isinstance(schedule, FlowMatching):
-        return {
-            "_class_name": "FlowMatchEulerDiscreteScheduler",
-            "num_train_timesteps": schedule.num_timesteps,
-            "shift": schedule.shift,
-        }
+        name = "FlowMatchEulerDiscreteScheduler"
+        return {"_class_name": name, "shift": schedule.shift, "_time_scale": schedule.time_scale, **shared}
     if isinstance(schedule, VarianceExploding):
-        names = ("sigma_min", "sigma_max", "sigma_data", "rho")
-        class_name = "CMStochasticIterativeScheduler" if schedule.kind == "consistency" else "EDMEulerScheduler"
-        found = {"_class_name": class_name, "num_train_timesteps": schedule.num_timesteps}
-        return {**found, **{name: getattr(schedule, name) for name in names}}
+        numbers = {name: getattr(schedule, name) for name in ("sigma_min", "sigma_max", "sigma_data", "rho")}
+        if schedule.kind == "consistency":
+            return {"_class_name": "CMStochasticIterativeScheduler", **numbers, **shared}
+        kind = "v_prediction" if schedule.kind == "edm_v" else "epsilon"
+        return {"_class_name": "EDMEulerScheduler", "prediction_type": kind, **numbers, **shared}
     assert isinstance(schedule, VariancePreserving)
     abar = schedule.alphas_cumprod.double()
     betas = 1 - abar / abar.roll(1).index_fill(0, abar.new_zeros(1).long(), 1.0)

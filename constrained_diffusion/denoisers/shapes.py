@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from constrained_diffusion.denoisers import packed
+
 
 def shape_from_config(network: nn.Module) -> tuple[int, ...]:
     """Return the shape of one sample of `network`, without batch.
@@ -15,6 +17,8 @@ def shape_from_config(network: nn.Module) -> tuple[int, ...]:
     """
     config: Any = getattr(network, "config", None)
     name = type(network).__name__
+    if packed.is_packed(network):
+        return packed.sample_shape(network)
     if config is not None and config.get("sample_shape"):
         return tuple(config["sample_shape"])
     size = None if config is None else config.get("sample_size")

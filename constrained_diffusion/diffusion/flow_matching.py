@@ -14,7 +14,7 @@ from constrained_diffusion.diffusion.prediction_types import NAMED
 if TYPE_CHECKING:
     from constrained_diffusion.diffusion.sampler import Sampler
 
-SPACINGS = ("linear", "training")
+SPACINGS = ("linear", "training", "dpm", "unipc")
 
 
 class FlowMatching(NoiseSchedule):
@@ -49,7 +49,7 @@ class FlowMatching(NoiseSchedule):
 
     def signal_and_sigma(self, timesteps: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
         """Return 1 - u and u."""
-        sigma = timesteps / self.num_timesteps
+        sigma = timesteps.to(torch.promote_types(timesteps.dtype, dtype)) / self.num_timesteps
         return (1 - sigma).to(dtype), sigma.to(dtype)
 
     def as_timesteps(self, values: Tensor) -> Tensor:
@@ -63,6 +63,8 @@ class FlowMatching(NoiseSchedule):
     def grid(self, sampler: Sampler) -> list[Level]:
         """Return the levels of diffusers' FlowMatchEuler: "training", its own, or "linear", which FLUX gives it.
 
+        "dpm" and "unipc" are those of its DPMSolver and UniPC schedulers.
+
         Raises:
             ValueError: an unknown spacing, or more steps than there are levels.
         """
@@ -73,8 +75,14 @@ class FlowMatching(NoiseSchedule):
         total, steps = self.num_timesteps, sampler.steps
         if steps > total:
             raise ValueError(f"expected at most {total} steps, the schedule's length, got {steps}.")
-        last = 1 / steps if sampler.spacing == "linear" else float(self._shifted(np.float64(1 / total)))
-        values = self._shifted(np.linspace(1.0, last, steps)).tolist()
+        inside = 1 - 1 / total
+        first, last = {
+            "linear": (1.0, 1 / steps),
+            "training": (1.0, float(self._shifted(np.float64(1 / total)))),
+            "dpm": (inside, inside / steps),
+            "unipc": (1.0, 1 - inside * (steps - 1) / steps),
+        }[sampler.spacing]
+        values = self._shifted(np.linspace(first, last, steps)).tolist()
         return [*(Level(total * u, 1 - u, u) for u in values), Level(0, 1.0, 0.0)]
 
     def _shifted(self, values: Any) -> Any:

@@ -14,6 +14,7 @@ import numpy as np
 def timesteps(spacing: str, total: int, steps: int, offset: int = 0) -> list[float]:
     """Return the timesteps of DDIM ("leading", "trailing", "linspace") and of Euler ("interpolated": fractions).
 
+    "solver_leading" and "solver_linspace" are those of DPMSolver, UniPC and their like, which leave the cleanest out.
     In their own arithmetic, so that ties round alike; but a step always leads to the next of them, not to diffusers'
     `t - T // n`, which misses the grid unless n divides T.
 
@@ -24,6 +25,8 @@ def timesteps(spacing: str, total: int, steps: int, offset: int = 0) -> list[flo
         ValueError: the spacing is unknown, or the offset leads out of the schedule.
     """
     times: list[float]
+    if spacing in ("solver_leading", "solver_linspace"):
+        return timesteps(spacing.removeprefix("solver_"), total, steps + 1, offset)[:-1]
     if spacing == "leading":
         times = [i * (total // steps) + offset for i in reversed(range(steps))]
     elif spacing == "trailing":  # cut, because rounding errors may give arange one element too many
@@ -34,8 +37,8 @@ def timesteps(spacing: str, total: int, steps: int, offset: int = 0) -> list[flo
         times = np.linspace(0, total - 1, steps)[::-1].tolist()
     else:
         raise ValueError(
-            f"spacing must be one of leading, trailing, linspace, interpolated, lcm, {', '.join(SIGMAS)} for a model "
-            f"of DDPM's family, got '{spacing}'."
+            "spacing must be one of leading, trailing, linspace, interpolated, solver_leading, solver_linspace, lcm, "
+            f"{', '.join(SIGMAS)} for a model of DDPM's family, got '{spacing}'."
         )
     if not 0 <= times[-1] <= times[0] < total:
         raise ValueError(

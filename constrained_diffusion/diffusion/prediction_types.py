@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -118,7 +119,7 @@ class Preconditioned(PredictionType):
     Args:
         sigma_data: standard deviation of the data, in network units.
         sigma_min: where the clean sample is x itself: that of consistency models (Song et al. 2023, arXiv 2303.01469,
-            appendix C); 0 for EDM.
+            appendix C), whose clean sample keeps noise of that size; 0 for EDM.
         sign: of c_out; -1 for what diffusers calls the v_prediction of EDM.
     """
 
@@ -131,19 +132,25 @@ class Preconditioned(PredictionType):
         skip = variance / (above.square() + variance)
         return skip, self.sign * above * self.sigma_data / (sigma.square() + variance).sqrt()
 
+    # Target and noise are written out, for (x_0 - c_skip x) / c_out loses its digits at low noise.
     def target(self, clean: Tensor, noise: Tensor, signal: Tensor, sigma: Tensor) -> Tensor:
-        return self.from_clean(clean, signal * clean + sigma * noise, signal, sigma)
+        above, variance = sigma - self.sigma_min, self.sigma_data**2
+        numerator = above * (clean + self.sigma_min * noise) - variance * noise
+        scale = (sigma.square() + variance).sqrt() / (above.square() + variance)
+        return self.sign / self.sigma_data * scale * numerator
 
     def to_clean(self, output: Tensor, noisy: Tensor, signal: Tensor, sigma: Tensor) -> Tensor:
         skip, out = self._factors(sigma)
         return skip * noisy + out * output
 
     def to_noise(self, output: Tensor, noisy: Tensor, signal: Tensor, sigma: Tensor) -> Tensor:
-        return (noisy - self.to_clean(output, noisy, signal, sigma)) / sigma
+        above, variance = sigma - self.sigma_min, self.sigma_data**2
+        of_noisy = above / (above.square() + variance)
+        return of_noisy * noisy - self.sign * self.sigma_data / (sigma.square() + variance).sqrt() * output
 
     def from_clean(self, clean: Tensor, noisy: Tensor, signal: Tensor, sigma: Tensor) -> Tensor:
         skip, out = self._factors(sigma)
-        return (clean - skip * noisy) / out
+        return (clean - skip * noisy) / out.masked_fill(out == 0, torch.inf)  # at sigma_min any output means x itself
 
     def weight(self, of_clean: Tensor, snr: Tensor, sigma: Tensor) -> Tensor:
         return of_clean * self._factors(sigma)[1].square()

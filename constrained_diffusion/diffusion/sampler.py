@@ -42,7 +42,8 @@ class Sampler:
         steps: number of denoiser calls.
         eta: 0 is the deterministic sampler (z is the initial noise alone), 1 injects noise as DDPM does.
         spacing: how the steps are placed, see `NoiseSchedule.grid` of the family: "leading", "trailing", "linspace",
-            "interpolated", "lcm"; "karras", "exponential", "list"; "linear", "training".
+            "interpolated", "solver_leading", "solver_linspace", "lcm"; "karras", "exponential", alone or between the
+            ends of another, as in "karras_leading"; "list"; "linear", "training", "dpm", "unipc".
         steps_offset: added to every timestep under "leading" spacing (Stable Diffusion uses 1).
         set_alpha_to_one: whether the last step ends in a fully clean sample, or at the lowest noise of the schedule.
         clip_sample: use the predicted clean sample as clamped to the data range.
@@ -159,12 +160,16 @@ def sample(
 
 
 def at_level(level: Level, noisy: Tensor) -> Tensor:
-    """Return the timesteps `(B,)` of rows that are at `level`: integers, or fractions in double precision."""
-    device = noisy.device
-    if isinstance(level.timestep, int):
-        return torch.full((len(noisy),), level.timestep, device=device)
-    exact = torch.float32 if device.type == "mps" else torch.float64  # which Apple's GPUs lack
-    return torch.full((len(noisy),), level.timestep, device=device, dtype=exact)
+    """Return the timesteps `(B,)` of rows that are at `level`."""
+    dtype = time_dtype([level.timestep], noisy.device)
+    return torch.full((len(noisy),), level.timestep, device=noisy.device, dtype=dtype)
+
+
+def time_dtype(timesteps: Sequence[float], device: torch.device) -> torch.dtype:
+    """Return the type of `timesteps` on `device`: integers, or fractions in double precision."""
+    if all(isinstance(timestep, int) for timestep in timesteps):
+        return torch.int64
+    return torch.float32 if device.type == "mps" else torch.float64  # which Apple's GPUs lack
 
 
 def scaled(noise: Tensor, factor: float) -> Tensor:

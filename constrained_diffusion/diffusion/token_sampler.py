@@ -13,7 +13,7 @@ from torch import Tensor
 
 from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
 from constrained_diffusion.diffusion.prediction import Predict
-from constrained_diffusion.diffusion.sampler import Sampler, check_slices, scaled
+from constrained_diffusion.diffusion.sampler import Sampler, check_slices, scaled, time_dtype
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,8 @@ def token_sample(
     settings, pairs = sampler.of(noise_schedule), sampler.pairs(noise_schedule)
     steps = [sampler.coefficients(noise_schedule, pair) for pair in pairs]
     table = torch.tensor([*steps, (0.0, 0.0, 0.0)], device=noise_sequence.device, dtype=noise_sequence.dtype)
-    times = torch.tensor([*(level.timestep for level, _ in pairs), 0], device=noise_sequence.device)
+    each = [*(level.timestep for level, _ in pairs), 0]
+    times = torch.tensor(each, device=noise_sequence.device, dtype=time_dtype(each, noise_sequence.device))
     # Which slice of z a step injects; a step that injects none has a factor of 0, whichever slice it reads.
     injecting = [std > 0 for *_, std in steps]
     slices = torch.tensor([*injecting, False]).cumsum(0).to(noise_sequence.device)

@@ -75,8 +75,8 @@ class VarianceExploding(NoiseSchedule):
         return place * (self.num_timesteps - 1)
 
     def as_timesteps(self, values: Tensor) -> Tensor:
-        """Return them, stretched onto the whole list: the network knows every level."""
-        return values.double() * ((self.num_timesteps - 1) / self.num_timesteps)
+        """Return them rounded down onto the list, on which T_phi counts, in double precision."""
+        return values.double().floor()
 
     def network_time(self, timesteps: Tensor) -> Tensor:
         """Return log(sigma) / 4, in single precision; for a consistency model a thousand times that."""

@@ -31,6 +31,8 @@ class VariancePreserving(NoiseSchedule):
         original_steps: of a latent consistency model: the number of levels that it was distilled at.
         boundary_scaling: of a latent consistency model: how fast, in timesteps, its clean sample leaves x_t itself
             (Luo et al. 2023, arXiv 2310.04378, eq. 8); None for all other models.
+        between: what is linear between two timesteps: "linear", sigma / s itself, as in diffusers' Euler schedulers, or
+            "log", its logarithm, as there with Karras or exponential levels.
 
     Raises:
         ValueError: alpha-bar is not such a sequence, the prediction type is unknown, or the noise is to be predicted
@@ -46,6 +48,7 @@ class VariancePreserving(NoiseSchedule):
         sampler_settings: dict[str, Any] | None = None,
         original_steps: int = 50,
         boundary_scaling: float | None = None,
+        between: Literal["linear", "log"] = "linear",
     ) -> None:
         super().__init__()
         abar = torch.as_tensor(alphas_cumprod, dtype=torch.float32)
@@ -69,7 +72,7 @@ class VariancePreserving(NoiseSchedule):
         self.prediction_type, self.prediction = prediction_type, NAMED[prediction_type]
         self.num_timesteps = len(abar)
         self.sampler_settings = dict(sampler_settings or {})
-        self.original_steps, self.boundary_scaling = original_steps, boundary_scaling
+        self.original_steps, self.boundary_scaling, self.between = original_steps, boundary_scaling, between
         self.register_buffer("alphas_cumprod", abar)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
@@ -77,15 +80,17 @@ class VariancePreserving(NoiseSchedule):
         return super()._apply(keep_float32(fn), recurse)  # type: ignore[no-untyped-call, no-any-return]
 
     def signal_and_sigma(self, timesteps: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-        """Return both; between two levels sigma / s is linear, as in diffusers' Euler schedulers."""
+        """Return both; see `between` for fractions of timesteps."""
         if not timesteps.is_floating_point():
             abar = self.alphas_cumprod[timesteps].to(dtype)
             return abar.sqrt(), (1 - abar).sqrt()
-        signal, sigma = _between(self.alphas_cumprod, timesteps)
+        signal, sigma = _between(self.alphas_cumprod, timesteps, self.between)
         return signal.to(dtype), sigma.to(dtype)
 
     def snr(self, timesteps: Tensor) -> Tensor:
         """Return alpha-bar / (1 - alpha-bar), shape of `timesteps`."""
+        if timesteps.is_floating_point():
+            return super().snr(timesteps)
         abar = self.alphas_cumprod[timesteps]
         return abar / (1 - abar)
 
@@ -98,34 +103,64 @@ class VariancePreserving(NoiseSchedule):
         clean = super().to_clean(output, noisy, timesteps)
         if self.boundary_scaling is None:
             return clean
-        scaled, variance = timesteps.to(noisy).reshape(-1, *(1,) * (noisy.ndim - 1)) * self.boundary_scaling, 0.25
-        return scaled / (scaled.square() + variance).sqrt() * clean + variance / (scaled.square() + variance) * noisy
+        skip, out = self._boundary(self.boundary_scaling, timesteps, noisy)
+        return skip * noisy + out * clean
+
+    def from_clean(self, clean: Tensor, noisy: Tensor, timesteps: Tensor) -> Tensor:
+        """Return the output that means `clean`, where any does."""
+        if self.boundary_scaling is not None:
+            skip, out = self._boundary(self.boundary_scaling, timesteps, noisy)
+            clean = (clean - skip * noisy) / out.masked_fill(out == 0, torch.inf)
+        return super().from_clean(clean, noisy, timesteps)
+
+    @staticmethod
+    def _boundary(scaling: float, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        scaled, variance = timesteps.to(torch.promote_types(torch.float32, like.dtype)) * scaling, 0.25
+        scaled = scaled.reshape(scaled.shape + (1,) * (like.ndim - scaled.ndim))
+        above = scaled.square() + variance
+        return (variance / above).to(like.dtype), (scaled / above.sqrt()).to(like.dtype)
 
     def grid(self, sampler: Sampler) -> list[Level]:
-        """Return the levels that diffusers' DDIM, Euler and LCM schedulers give, by `sampler.spacing`.
+        """Return the levels that diffusers' DDIM, Euler, DPMSolver and LCM schedulers give, by `sampler.spacing`.
+
+        "karras" and "exponential" go over all levels; "karras_leading" goes between the ends of "leading".
 
         Raises:
-            ValueError: more steps than there are levels, an unknown spacing, or an offset that leads out of the list.
+            ValueError: more steps than there are levels, an unknown spacing, an offset that leads out of the list, or
+                sigmas of a schedule whose largest is infinite.
         """
         total, steps, spacing = self.num_timesteps, sampler.steps, sampler.spacing or "trailing"
         if steps > total:
             raise ValueError(f"expected at most {total} steps, the schedule's length, got {steps}.")
-        if spacing == "lcm":
-            times: list[float] = grids.lcm(total, self.original_steps, steps)
-        elif spacing in grids.SIGMAS:
-            ratios = _ratio(self.alphas_cumprod.double()).cpu().numpy()
-            wanted = grids.SIGMAS[spacing](float(ratios[0]), float(ratios[-1]), steps)
-            times = np.interp(wanted, ratios, np.arange(total)).tolist()
+        curve, _, base = spacing.partition("_")
+        if curve in grids.SIGMAS:
+            times = [total - 1, 0] if not base else grids.timesteps(base, total, steps, sampler.steps_offset or 0)
+            times = self._along(curve, int(times[-1]), int(times[0]), steps)
+        elif spacing == "lcm":
+            times = grids.lcm(total, self.original_steps, steps)
         else:
             times = grids.timesteps(spacing, total, steps, sampler.steps_offset or 0)
         end = 1.0 if sampler.set_alpha_to_one in (True, None) else float(self.alphas_cumprod[0])
         return [*map(self._level, times), Level(0, math.sqrt(end), math.sqrt(1 - end))]
 
+    def _along(self, curve: str, low: int, high: int, steps: int) -> list[float]:
+        ratios = _ratio(self.alphas_cumprod.double()).cpu().numpy()
+        if np.isinf(ratios[high]):
+            raise ValueError(
+                f"spacing '{curve}' expects a largest sigma, which is infinite where alpha-bar ends in 0; take trailing."
+            )
+        wanted = np.asarray(grids.SIGMAS[curve](float(ratios[low]), float(ratios[high]), steps))
+        if self.between == "log":
+            wanted, ratios = np.log(wanted), np.log(ratios)
+        times: list[float] = np.interp(wanted, ratios, np.arange(self.num_timesteps)).tolist()
+        return times
+
     def _level(self, timestep: float) -> Level:
         if timestep == int(timestep):
             abar = float(self.alphas_cumprod[int(timestep)])
             return Level(int(timestep), math.sqrt(abar), math.sqrt(1 - abar))
-        signal, sigma = _between(self.alphas_cumprod.cpu(), torch.tensor(timestep, dtype=torch.float64))
+        at = torch.tensor(timestep, dtype=torch.float64)
+        signal, sigma = _between(self.alphas_cumprod.cpu(), at, self.between)
         return Level(timestep, float(signal), float(sigma))
 
 
@@ -133,9 +168,10 @@ def _ratio(abar: Tensor) -> Tensor:
     return ((1 - abar) / abar).sqrt()
 
 
-def _between(abar: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+def _between(abar: Tensor, timesteps: Tensor, scale: str) -> tuple[Tensor, Tensor]:
     low = timesteps.floor().clamp(0, len(abar) - 2).long()
     below, above = (_ratio(abar[t].to(timesteps.dtype)) for t in (low, low + 1))
-    ratio = torch.lerp(below, above, timesteps - low)
+    share = timesteps - low
+    ratio = below.log().lerp(above.log(), share).exp() if scale == "log" else below.lerp(above, share)
     signal = (1 + ratio.square()).rsqrt()
     return signal, ratio * signal

@@ -104,8 +104,9 @@ class Evaluator:
         self.tallies: dict[str, Tally] = {}
         self.results: dict[str, dict[str, Any]] = {}  #: what `test` measured, `before` and `after`
         self._stored_figures: dict[tuple[int, int], dict[str, Any]] = {}  # by first seed and number
-        if evaluation is not None and steering.names:
-            evaluation.bind(list(steering.constraints))  # type: ignore[arg-type]
+        for part in (evaluation, guide):
+            if part is not None and steering.names:
+                part.bind(list(steering.constraints))  # type: ignore[arg-type]
 
     def check(self, stage: str, shape: tuple[int, ...], condition: Condition | None = None) -> None:
         """Raise ValueError where samples of `shape` fit not the denoiser or a constraint, or a fit lacks a gradient.

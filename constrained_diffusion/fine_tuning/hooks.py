@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, Protocol, runtime_checkable
@@ -15,15 +16,18 @@ from torch import Tensor
 from constrained_diffusion.batch import Seeds
 from constrained_diffusion.condition import Condition, take
 from constrained_diffusion.denoisers.adapter import Denoiser
-from constrained_diffusion.diffusion.normalizer import MeasuredNormalizer
+from constrained_diffusion.denoisers.reading import check_reading
+from constrained_diffusion.diffusion.normalizer import MeasuredNormalizer, Normalizer
 from constrained_diffusion.diffusion.rejection import Rejection, RejectionResult, check_rejection, rejection_sample
 from constrained_diffusion.fine_tuning.evaluator import Evaluator
 from constrained_diffusion.fine_tuning.loss import PenaltyLoss
 from constrained_diffusion.fine_tuning.networks import Networks
 from constrained_diffusion.fine_tuning.noising import PerToken
 from constrained_diffusion.runtime.conditions import asked
+from constrained_diffusion.runtime.data import TensorRows
 from constrained_diffusion.runtime.fully_sharded import FullySharded
 
+SMALL = 10_000  #: numbers of a sample, of which eight fit on every device
 BANK = 4096  #: at most so many training samples stand for the pretrained model's distribution
 
 
@@ -68,6 +72,23 @@ def measure_units(denoiser: Denoiser, data: Any, stage: str) -> None:
     codec = denoiser.codec
     if stage == "fit" and isinstance(codec, MeasuredNormalizer) and isinstance(data, HasMoments):
         codec.measure(*data.moments())
+
+
+@torch.no_grad()
+def encode_rows(denoiser: Denoiser, data: Any, device: torch.device) -> None:
+    """Encode the rows of `data` once, before a fit, where they are in memory and the codec is an autoencoder."""
+    if isinstance(denoiser.codec, Normalizer) or not hasattr(data, "data"):
+        return
+    for rows in data.data:
+        if isinstance(rows, TensorRows) and rows.latent is None:
+            batches = (rows.__getitems__(part.tolist()).clean for part in torch.arange(len(rows)).split(250))
+            rows.latent = torch.cat([denoiser.codec.encode(clean.to(device)).cpu() for clean in batches])
+
+
+def check_own_samples(denoiser: Denoiser, data: Any) -> None:
+    """Warn where the pretrained network does not fit its own samples as its config reads it; see `check_reading`."""
+    seeds = range(8 if math.prod(denoiser.sample_shape) <= SMALL else 2)
+    check_reading(denoiser, asked(data, seeds), seeds)
 
 
 def told(data: Any, dropout: float, denoiser: Denoiser) -> Condition | None:

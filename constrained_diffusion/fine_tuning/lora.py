@@ -1,7 +1,14 @@
-"""LoRA adapters through peft (extra `lora`): train a few weights, and get the frozen model by switching them off."""
+"""LoRA adapters through peft (extra `lora`): train a few weights, and get the frozen model by switching them off.
+
+Adapters that a network comes with are part of the frozen model: they are merged into its weights before ours are added,
+so that "off" means the model as it was given.
+"""
 
 from __future__ import annotations
 
+import copy
+import hashlib
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,29 +17,51 @@ from torch import nn
 
 from constrained_diffusion.runtime.distribution import needs_extra
 
+STARTS = (True, False, "gaussian", "orthogonal")  #: starts of adapters that leave the weights beside them as they are
+SAMPLED = 1024  #: at most so many values of each tensor are in a fingerprint: one of 10^10 weights takes no time
+
 
 def add_adapters(network: nn.Module, settings: dict[str, Any]) -> None:
     """Inject LoRA layers into `network` in place; its own weights are frozen.
 
     Args:
-        network: any network.
+        network: any network without adapters.
         settings: keyword arguments of `peft.LoraConfig`, for example `{r: 8, target_modules: [to_q, to_v]}`.
 
     Raises:
         ImportError: peft is not installed.
-        ValueError: no module of the network matches `target_modules`.
+        ValueError: no module of the network matches `target_modules`, or the settings train or change weights beside
+            the adapters, so that the network without them would not be the frozen model.
     """
     with needs_extra("lora", "LoRA needs peft"):
         from peft import LoraConfig, inject_adapter_in_model
+    if (start := settings.get("init_lora_weights", True)) not in STARTS:
+        raise ValueError(
+            f"init_lora_weights is {start!r}, which changes the weights beside the adapters, but the model without "
+            f"them must stay as it was given: choose one of {', '.join(map(repr, STARTS))}."
+        )
     inject_adapter_in_model(LoraConfig(**settings), network)
+    adapters = adapter_names(network)
+    beside = [name for name, p in network.named_parameters() if p.requires_grad and name not in adapters]
+    if beside:
+        raise ValueError(
+            f"the LoRA settings also train {beside[0]}, which switching adapters off would not undo: leave `bias` and "
+            "`modules_to_save` out, or train all weights (no `lora`)."
+        )
+
+
+def adapter_names(network: nn.Module) -> set[str]:
+    """Return the names, in the state of `network`, of all that belongs to adapters."""
+    names = set()
+    for outer, layer in _layers(network):
+        names |= {f"{outer}.{name}" for name in layer.state_dict() if not name.startswith("base_layer.")}
+    return names
 
 
 @contextmanager
 def adapters_off(network: nn.Module) -> Iterator[None]:
     """Run `network` as it was before `add_adapters`."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    layers = [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
+    layers = [layer for _, layer in _layers(network)]
     for layer in layers:
         layer.enable_adapters(False)
     try:
@@ -43,12 +72,43 @@ def adapters_off(network: nn.Module) -> Iterator[None]:
 
 
 def merge_adapters(network: nn.Module) -> nn.Module:
-    """Fold the adapters of `network` into its weights, in place, and return it without any LoRA layer."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    for name, module in list(network.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            module.merge()
-            parent, _, child = name.rpartition(".")
-            setattr(network.get_submodule(parent), child, module.get_base_layer())
+    """Fold the adapters of `network` that are on into its weights, in place, and return it without any LoRA layer."""
+    for name, layer in _layers(network):
+        if not layer.disable_adapters:
+            layer.merge()
+        parent, _, child = name.rpartition(".")
+        setattr(network.get_submodule(parent), child, layer.get_base_layer())
+    for note in ("peft_config", "_hf_peft_config_loaded"):  # of peft and diffusers, by which they know of adapters
+        vars(network).pop(note, None)
     return network
+
+
+def absorb_adapters(network: nn.Module) -> None:
+    """Make adapters that `network` came with part of its weights, in place, and let those be trained again."""
+    if _layers(network):
+        merge_adapters(network).requires_grad_(True)
+
+
+def fingerprint(network: nn.Module) -> str:
+    """Return a hash of the names, shapes and up to `SAMPLED` values of each tensor of `network`."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        if not tensor.is_meta:
+            flat = tensor.detach().reshape(-1)
+            digest.update(flat[:: max(1, len(flat) // SAMPLED)].double().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def shared_copy(network: nn.Module) -> nn.Module:
+    """Return a copy of `network` with adapters of its own, in evaluation mode; the frozen weights are the same tensors.
+
+    So the moving average of a model of 10^10 weights takes no more room than its adapters.
+    """
+    frozen = {id(p): p for p in network.parameters() if not p.requires_grad}
+    return copy.deepcopy(network, frozen).requires_grad_(False).eval()
+
+
+def _layers(network: nn.Module) -> list[tuple[str, Any]]:
+    tuners = sys.modules.get("peft.tuners.tuners_utils")  # whoever added adapters has imported it; it takes seconds
+    return [(n, m) for n, m in network.named_modules() if isinstance(m, tuners.BaseTunerLayer)] if tuners else []

@@ -47,10 +47,12 @@ class ConstrainedDiffusion(TrainedModule):
         loss_weight: weights of the diffusion loss by noise level; None: all alike.
         noise_levels, timestep_density: levels that differ from token to token, and how levels are spread; None: evenly.
         lora: keyword arguments of `peft.LoraConfig`; None trains all weights.
+        merge_lora: export the whole network with its adapters merged, rather than the adapters of a pipeline alone.
         max_violation_rate: a fit is feasible where the upper 95 % bound of the share of violations is at most this.
         rejection: let `predict` draw for every seed until its sample satisfies the constraints; None: one draw.
         condition_dropout: the share of training rows that are told nothing, as guidance needs in pretraining.
         guided_penalty: let constraints see the predicted clean sample with guidance, at twice the cost of a step.
+        gradient_checkpointing: see `Networks`; `guided_penalty` on large networks wants it.
         seed, optimizer, lr_scheduler: see `TrainedModule`.
 
     Raises:
@@ -73,12 +75,14 @@ class ConstrainedDiffusion(TrainedModule):
         loss_weight: MinSNR | None = None,
         noise_levels: PerToken | None = None,
         lora: dict[str, Any] | None = None,
+        merge_lora: bool = False,
         max_violation_rate: float = 0.01,
         rejection: Rejection | None = None,
         timestep_density: LogitNormal | None = None,
         condition_dropout: float = 0.0,
         guided_penalty: bool = False,
         decode_rows: int | None = None,
+        gradient_checkpointing: bool = False,
         seed: int = 0,
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -88,12 +92,12 @@ class ConstrainedDiffusion(TrainedModule):
         steering = Steering(given)
         self.loss = self.loss_class(steering, denoiser, formulation, max_timestep, loss_weight, open_from, decode_rows)
         hooks.check_settings(self.loss, noise_levels, condition_dropout, rejection)
-        self.networks = Networks(denoiser, ema_decay, lora, keep_frozen=bool(given))
+        self.networks = Networks(denoiser, ema_decay, lora, bool(given), gradient_checkpointing)
         self.evaluator = Evaluator(self.networks, steering, evaluation, sampler, guide)
         self.evaluation, self.guide = self.evaluator.evaluation, guide  # here, so that Lightning moves them
         self.noising = noise_levels, guide, timestep_density, condition_dropout  # as `draw_training` takes them
         self.guided_penalty, self.condition_dropout = guided_penalty and bool(given), condition_dropout
-        self.max_violation_rate, self.rejection = max_violation_rate, rejection
+        self.max_violation_rate, self.rejection, self.merge_lora = max_violation_rate, rejection, merge_lora
         self.strict_loading = False  # a checkpoint leaves judges and classifiers out; `check_state` checks the rest
 
     @property
@@ -125,6 +129,13 @@ class ConstrainedDiffusion(TrainedModule):
 
     def setup(self, stage: str) -> None:
         hooks.set_up(self.evaluator, getattr(self.trainer, "datamodule", None), stage, self.condition_dropout)
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        data = getattr(self.trainer, "datamodule", None)
+        hooks.encode_rows(self.denoiser, data, self.device)
+        if self.steering.names:  # there is a pretrained model, which should be what its config says
+            hooks.check_own_samples(self.denoiser, data)
 
     def on_train_start(self) -> None:
         self.networks.trained.train()  # pretrained networks arrive in eval mode
@@ -184,10 +195,12 @@ class ConstrainedDiffusion(TrainedModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint |= {"state_dict": own_state(checkpoint["state_dict"]), "denoiser": self.networks.denoiser_config()}
+        state = own_state(checkpoint["state_dict"], self.networks.given)
+        checkpoint |= {"state_dict": state, "denoiser": self.networks.denoiser_config()}
+        checkpoint["adapted"] = self.networks.fingerprint
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        check_state(checkpoint, self.state_dict())
+        check_state(checkpoint, self.state_dict(), self.networks.given, self.networks.fingerprint)
         super().on_load_checkpoint(checkpoint)
 
     def before_export(self) -> None:
@@ -195,5 +208,5 @@ class ConstrainedDiffusion(TrainedModule):
 
     def export(self, folder: str | Path, checkpoint: str | Path | None = None) -> None:
         """Write the EMA weights, of `checkpoint` where one is given, to `folder`, and how they were trained."""
-        self.networks.export(folder, None if checkpoint is None else read_ema(checkpoint))
+        self.networks.export(folder, None if checkpoint is None else read_ema(checkpoint), self.merge_lora)
         self.write_training(folder)

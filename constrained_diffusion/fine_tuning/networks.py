@@ -17,10 +17,19 @@ from constrained_diffusion.batch import NoisyBatch
 from constrained_diffusion.condition import join
 from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.denoisers.config import denoiser_config
-from constrained_diffusion.denoisers.export import export, weights_sha256
+from constrained_diffusion.denoisers.export import export, export_lora, weights_sha256
+from constrained_diffusion.denoisers.lora_files import takes_lora
 from constrained_diffusion.diffusion.prediction import Prediction
-from constrained_diffusion.fine_tuning.lora import adapters_off, add_adapters, merge_adapters
-from constrained_diffusion.runtime.precision import keep_float32
+from constrained_diffusion.fine_tuning.lora import (
+    absorb_adapters,
+    adapter_names,
+    adapters_off,
+    add_adapters,
+    fingerprint,
+    merge_adapters,
+    shared_copy,
+)
+from constrained_diffusion.runtime.precision import keep_float32, to_float32
 from constrained_diffusion.runtime.sharding import gather_full, local, meta_copy, shard
 
 Weights = Literal["ema", "raw", "pretrained"]
@@ -33,14 +42,17 @@ class Networks(nn.Module):
     different numbers of samples, so each puts a whole EMA together (`gather`); so does `export`.
 
     Args:
-        denoiser: the network with its schedule and units; what it holds now is "the pretrained model".
+        denoiser: the network with its schedule and units; what it holds now is "the pretrained model", adapters that
+            it came with included, which are merged into its weights.
         ema_decay: decay of the moving average of the weights.
         lora: keyword arguments of `peft.LoraConfig`: train low-rank adapters, the frozen model being the same network
             with these off; None trains all weights.
         keep_frozen: whether anything compares with the frozen model.
+        gradient_checkpointing: let the trained network run again on the way back rather than keep its activations: a
+            third more time for much less memory.
 
     Raises:
-        ValueError: a decay outside [0, 1).
+        ValueError: a decay outside [0, 1), or a network that cannot checkpoint.
     """
 
     def __init__(
@@ -49,11 +61,15 @@ class Networks(nn.Module):
         ema_decay: float = 0.98,
         lora: dict[str, Any] | None = None,
         keep_frozen: bool = True,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if not 0 <= ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), got {ema_decay}.")
         self.denoiser, self.ema_decay, self.lora = denoiser, ema_decay, lora
+        absorb_adapters(denoiser.network)
+        #: of the weights that adapters are trained beside, which checkpoints leave out; None without adapters
+        self.fingerprint = fingerprint(denoiser.network) if lora else None
         # In tuples, so that they are in no optimiser, no DDP wrapper and no checkpoint: the frozen network, and the EMA
         # of sharded networks, without its weights and with them.
         copied = keep_frozen and not lora
@@ -62,7 +78,10 @@ class Networks(nn.Module):
         self._full_copy: tuple[nn.Module, ...] = ()
         if lora:
             add_adapters(denoiser.network, lora)
-        self.ema = copy.deepcopy(denoiser.network).requires_grad_(False).eval()
+        copied_ema = shared_copy(denoiser.network) if lora else copy.deepcopy(denoiser.network)
+        self.ema = copied_ema.requires_grad_(False).eval()
+        if gradient_checkpointing:
+            enable_checkpointing(denoiser.network)
         self.config: dict[str, Any] | None = None  #: of the denoiser, while sharding has changed its classes
         self.register_buffer("_like", torch.zeros(()), persistent=False)  # follows to every device and dtype
 
@@ -80,8 +99,17 @@ class Networks(nn.Module):
         for network in self._frozen:  # hidden from `modules()`, it must follow to a device or dtype all the same
             network._apply(fn, recurse)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.ema._apply(keep_float32(lambda values: values))  # in half precision an average would not move
+        # In half precision an average would not move. With LoRA it is the adapters; the rest is the trained network's.
+        if not self.lora:
+            self.ema._apply(keep_float32(lambda values: values))
+        for average, _ in self._averages():
+            average.data = to_float32(average.data)
         return self
+
+    def _averages(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
+        """Each average with the trained parameter that it follows."""
+        pairs = zip(self.ema.parameters(), self.trained.parameters(), strict=True)
+        return [(old, new) for old, new in pairs if old is not new]
 
     # ---------------------------------------------------------------- predictions
 
@@ -162,7 +190,7 @@ class Networks(nn.Module):
     def update_ema(self) -> None:
         """Move the EMA weights one step towards the trained ones; called after every optimiser step."""
         update = get_ema_multi_avg_fn(self.ema_decay)
-        averages, trained = local(self.ema.parameters()), local(self.trained.parameters())
+        averages, trained = (local(part) for part in zip(*self._averages(), strict=True))
         update(averages, [new.to(old.dtype) for old, new in zip(averages, trained, strict=True)], 0)
 
     # ---------------------------------------------------------------- shared out over ranks
@@ -175,6 +203,9 @@ class Networks(nn.Module):
     def share_out(self, mesh: DeviceMesh, block: int) -> None:
         """Share all three networks out over the ranks of `mesh`, in place; `block` as in `FullySharded`."""
         self.config = denoiser_config(self.denoiser)  # sharding puts other classes in place of the network's
+        self.ema = copy.deepcopy(
+            self.ema
+        )  # with LoRA it has the trained network's weights, which can be shared out once
         self._meta_copy = (meta_copy(self.ema),)
         for network in (self.trained, self.ema, *self._frozen):
             shard(network, mesh, block)
@@ -193,19 +224,46 @@ class Networks(nn.Module):
         """Return what makes the denoiser again, but for its weights."""
         return self.config or denoiser_config(self.denoiser)
 
-    def export(self, folder: str | Path, ema: Mapping[str, Tensor] | None = None) -> None:
+    @property
+    def given(self) -> set[str]:
+        """Names, in the network's state, of the weights beside its adapters, which its source has; else none."""
+        return set(self.trained.state_dict()) - adapter_names(self.trained) if self.lora else set()
+
+    def export(self, folder: str | Path, ema: Mapping[str, Tensor] | None = None, merge_lora: bool = False) -> None:
         """Write the EMA weights to `folder`: a diffusers pipeline where the network is one, else safetensors.
+
+        Of adapters of a pipeline's network, diffusers' own file of them alone.
 
         Args:
             folder: a new or an empty one.
             ema: the state of `ema`, from a checkpoint of this model, to write in place of the present one.
+            merge_lora: write the whole network in any case, with its adapters merged.
         """
+        if self.lora and not merge_lora and takes_lora(self.denoiser.pipeline_class):
+            export_lora(self.averaged, folder, str(self.denoiser.pipeline_class), ema)
+            return
         network = copy.deepcopy(self.averaged)
         if ema is not None:
-            network.load_state_dict(ema)
-        export(self.denoiser, folder, merge_adapters(network) if self.lora else network)
+            network.load_state_dict(ema, strict=not self.lora)
+        if self.lora:  # in half precision the weights would round their adapters away
+            network = merge_adapters(network._apply(keep_float32(lambda values: values)))
+        export(self.denoiser, folder, network)
 
     def weights_sha256(self) -> dict[str, str]:
         """Return the hashes of the pretrained weights (where a copy is kept) and of the EMA weights."""
         before = {"before": weights_sha256(self._frozen[0])} if self._frozen else {}
         return {**before, "after": weights_sha256(self.averaged)}
+
+
+def enable_checkpointing(network: nn.Module) -> None:
+    """Let `network`, one of diffusers', run its blocks again on the way back rather than keep their activations.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if not getattr(network, "_supports_gradient_checkpointing", False):
+        raise ValueError(
+            f"gradient_checkpointing expects a network of diffusers that supports it, which {type(network).__name__} "
+            "does not; leave it out, or take smaller batches."
+        )
+    network.enable_gradient_checkpointing()  # type: ignore[operator]

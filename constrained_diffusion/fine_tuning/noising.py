@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -63,7 +64,8 @@ class LogitNormal:
 
     def place(self, share: Tensor) -> Tensor:
         """Return the place on the schedule, in (0, 1), below which the `share` of all levels is: the quantile."""
-        return torch.sigmoid(self.mean + self.std * torch.special.ndtri(share.double().clamp(1e-12, 1 - 1e-12)))
+        place = torch.sigmoid(self.mean + self.std * torch.special.ndtri(share.double().clamp(1e-12, 1 - 1e-12)))
+        return place.clamp(max=math.nextafter(1.0, 0.0))  # a wide spread rounds up to 1, which is not on the schedule
 
     def share(self, place: Tensor) -> Tensor:
         """Return the share of all levels below `place`: the distribution function."""
@@ -103,7 +105,7 @@ def draw_training(
     drawn = seed, number, rows, len(clean) * ranks, schedule.num_timesteps
     low, total = float(max_timestep), schedule.num_timesteps
     if density is not None:  # strata of equal share, T_phi among them, and then to their places
-        low = float(density.share(torch.tensor(low / total))) * total
+        low = float(density.share(torch.tensor(low / total, dtype=torch.float64))) * total
     values = stratified_timesteps(*drawn, low)
     levels = schedule.as_timesteps(values if density is None else density.place(values / total) * total)
     if noise_levels is not None and noise_levels.share:

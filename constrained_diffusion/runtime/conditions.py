@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from constrained_diffusion.condition import Condition
+from constrained_diffusion.runtime.prompt_file import rows_of
 
 
 def asked(data: Any, seeds: Sequence[int]) -> Condition | None:
@@ -60,3 +61,29 @@ class Labels(Conditions):
 
     def __repr__(self) -> str:
         return f"Labels({self.labels}, {self.name!r})"
+
+
+class Prompts(Conditions):
+    """Prompts in turn, encoded by the pipeline's own text encoders: place i is asked for the prompt `i % n`.
+
+    Args:
+        prompts: the prompts themselves.
+        prompt_file: path of a file with one JSON value per line, in their place; see `runtime.prompt_file`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: neither or both are given, there is no prompt, or a line is broken.
+    """
+
+    def __init__(self, prompts: list[str] | None = None, prompt_file: str | None = None) -> None:
+        self.prompts = [row.prompt for row in rows_of(prompts, prompt_file, [0])]
+
+    def of(self, places: Sequence[int], denoiser: Any) -> dict[str, Tensor]:
+        encoded: dict[str, Tensor] = denoiser.encode(self.names(places))
+        return encoded
+
+    def names(self, places: Sequence[int]) -> list[str]:
+        return [self.prompts[place % len(self.prompts)] for place in places]
+
+    def __repr__(self) -> str:
+        return f"Prompts({self.prompts})"

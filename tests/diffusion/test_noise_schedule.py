@@ -93,9 +93,11 @@ def test_a_floor_keeps_the_weight_of_high_noise_whatever_the_target(kind: Any) -
     torch.testing.assert_close(weighted.double(), expected, rtol=1e-3, atol=1e-6)
 
 
-def test_the_weight_is_finite_without_any_signal() -> None:
-    assert VariancePreserving([0.5, 0.0], "epsilon").loss_weight(torch.tensor([0, 1]), 5.0).tolist() == [1.0, 1.0]
-    assert VariancePreserving([0.5, 0.0], "v_prediction").loss_weight(torch.tensor([1]), 5.0).tolist() == [0.0]
+@pytest.mark.parametrize("kind", ["sample", "v_prediction"])
+def test_the_weight_is_finite_without_any_signal(kind: Any) -> None:
+    first, last = VariancePreserving([0.5, 0.0], kind).loss_weight(torch.tensor([0, 1]), 5.0).tolist()
+    assert first == {"sample": 1.0, "v_prediction": 0.5}[kind]
+    assert last == pytest.approx(0.0, abs=1e-30)
 
 
 def test_half_precision_keeps_the_small_noise_levels() -> None:
@@ -121,7 +123,7 @@ def test_a_wrong_schedule_is_refused(alphas_cumprod: Any, message: str) -> None:
 
 
 def test_an_unknown_prediction_type_is_refused() -> None:
-    with pytest.raises(ValueError, match="epsilon, sample, v_prediction, got 'flow_prediction'; flow-matching"):
+    with pytest.raises(ValueError, match="epsilon, sample, v_prediction, got 'flow_prediction'; for a flow"):
         VariancePreserving([0.5], "flow_prediction")  # type: ignore[arg-type]
 
 

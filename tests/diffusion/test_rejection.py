@@ -23,7 +23,7 @@ THRESHOLD = 0.3
 SHARE = float(stats.norm.cdf(THRESHOLD))
 
 
-def draw(seeds: Sequence[int]) -> Tensor:
+def draw(seeds: Sequence[int], places: Sequence[int] = ()) -> Tensor:
     """Normal numbers `(N, 2)`, one row per seed."""
     return keyed_normal([(11, seed) for seed in seeds], (2,))
 
@@ -66,7 +66,7 @@ def test_a_sample_depends_on_its_seed_alone(found: RejectionResult) -> None:
 def test_where_nothing_is_rejected_the_seeds_draw_once() -> None:
     calls: list[list[int]] = []
 
-    def noted(seeds: list[int]) -> Tensor:
+    def noted(seeds: list[int], places: list[int]) -> Tensor:
         calls.append(seeds)
         return draw(seeds)
 
@@ -78,16 +78,20 @@ def test_where_nothing_is_rejected_the_seeds_draw_once() -> None:
 
 def test_only_rejected_rows_are_drawn_again_and_together() -> None:
     calls: list[list[int]] = []
+    drawn_for: list[list[int]] = []
 
-    def noted(seeds: list[int]) -> Tensor:
+    def noted(seeds: list[int], places: list[int]) -> Tensor:
         calls.append(seeds)
+        drawn_for.append(places)
         return draw(seeds)
 
     seeds = list(range(40))
     found = rejection_sample(noted, feasible, seeds)
     assert len(calls) == found.draws.max() > 2
     for attempt, call in enumerate(calls):
-        assert call == [attempt_seed(seed, attempt) for seed, n in zip(seeds, found.draws, strict=True) if n > attempt]
+        still_open = [place for place, n in enumerate(found.draws) if n > attempt]
+        assert drawn_for[attempt] == still_open
+        assert call == [attempt_seed(seeds[place], attempt) for place in still_open]
     last = [attempt_seed(seed, int(n) - 1) for seed, n in zip(seeds, found.draws, strict=True)]
     assert torch.equal(found.samples, draw(last))
 
@@ -100,7 +104,7 @@ def test_an_infeasible_seed_is_given_up(max_draws: int) -> None:
 
 
 def test_samples_that_are_no_numbers_are_never_accepted() -> None:
-    found = rejection_sample(lambda seeds: draw(seeds) * float("nan"), feasible, [0, 1], 3)
+    found = rejection_sample(lambda seeds, _: draw(seeds) * float("nan"), feasible, [0, 1], 3)
     assert found.accepted.tolist() == [False, False]
 
 

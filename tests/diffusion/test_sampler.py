@@ -11,6 +11,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
+from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
 from constrained_diffusion.diffusion.prediction import Predict, Prediction
 from constrained_diffusion.diffusion.sampler import Sampler, sample, seeded_noise
 from constrained_diffusion.diffusion.variance_preserving import VariancePreserving
@@ -38,6 +39,11 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+def times(schedule: NoiseSchedule, sampler: Sampler) -> list[float]:
+    """The timesteps at which the denoiser is called."""
+    return [level.timestep for level, _ in sampler.pairs(schedule)]
+
+
 # ---------------------------------------------------------------------------------------------------------------- pairs
 
 
@@ -45,14 +51,14 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("total", [100, 1000])
 def test_timesteps_are_diffusers_for_every_number_of_steps(spacing: Any, total: int) -> None:
     scheduler = DDIMScheduler(num_train_timesteps=total, timestep_spacing=spacing)
-    too_long = []
+    schedule, too_long = cosine(steps=total), []
     for steps in range(1, total + 1):
         scheduler.set_timesteps(steps)
         theirs = scheduler.timesteps.tolist()
         if len(theirs) != steps:  # rounding in numpy's arange: one more step, at t = -1
             assert theirs.pop() == -1
             too_long.append(steps)
-        assert [t for t, _ in Sampler(steps, spacing=spacing).pairs(total)] == theirs, steps
+        assert times(schedule, Sampler(steps, spacing=spacing)) == theirs, steps
     assert len(too_long) < total / 10
     assert not too_long or spacing == "trailing"
 
@@ -60,16 +66,18 @@ def test_timesteps_are_diffusers_for_every_number_of_steps(spacing: Any, total: 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 @pytest.mark.parametrize("steps", [1, 7, 20, 100])
 def test_pairs_form_one_chain_down_to_the_end(spacing: Any, steps: int) -> None:
-    pairs = Sampler(steps, spacing=spacing).pairs(T)
-    assert [previous for _, previous in pairs] == [*(t for t, _ in pairs[1:]), -1]
-    assert all(t > previous for t, previous in pairs)
+    pairs = Sampler(steps, spacing=spacing).pairs(cosine())
+    assert [following for _, following in pairs[:-1]] == [level for level, _ in pairs[1:]]
+    assert pairs[-1][1][1:] == (1.0, 0.0)
+    assert all(level.timestep > following.timestep for level, following in pairs[:-1])
+    assert all(level.sigma > following.sigma for level, following in pairs)
 
 
 def test_the_offset_of_stable_diffusion() -> None:
     scheduler = DDIMScheduler(timestep_spacing="leading", steps_offset=1)
     scheduler.set_timesteps(50)
-    pairs = Sampler(50, spacing="leading", steps_offset=1).pairs(1000)
-    assert [t for t, _ in pairs] == scheduler.timesteps.tolist()
+    sampler = Sampler(50, spacing="leading", steps_offset=1)
+    assert times(cosine(steps=1000), sampler) == scheduler.timesteps.tolist()
 
 
 # ---------------------------------------------------------------------------------------------------- against diffusers
@@ -83,7 +91,7 @@ def test_the_offset_of_stable_diffusion() -> None:
 def test_ddim_is_diffusers(kind: Any, eta: float, spacing: Any, offset: int, to_one: bool, clip: bool) -> None:
     schedule, steps = cosine(kind), 10  # 10 divides T: diffusers' own previous step, t - T // n, is on the grid
     sampler = Sampler(steps, eta, spacing, offset, set_alpha_to_one=to_one, clip_sample=clip)
-    z = draw(3, 1 + sampler.injecting_steps(T), 4)
+    z = draw(3, 1 + sampler.injecting_steps(cosine()), 4)
     scheduler = DDIMScheduler(
         num_train_timesteps=T,
         prediction_type=kind,
@@ -111,17 +119,18 @@ def test_every_slice_of_z_is_read(spacing: Any, steps: int) -> None:
     for to_one in (True, False):
         for offset in (0, 1) if spacing == "leading" else (0,):
             sampler = Sampler(steps, 1.0, spacing, offset, set_alpha_to_one=to_one)
-            z = draw(1, 1 + sampler.injecting_steps(T), 2).requires_grad_()
+            z = draw(1, 1 + sampler.injecting_steps(cosine()), 2).requires_grad_()
             (gradient,) = torch.autograd.grad(sample(smooth(cosine()), cosine(), z, sampler).sum(), z)
             assert (gradient.abs().amax(-1) > 1e-12).all(), (to_one, offset)
 
 
 def test_a_last_step_from_zero_to_zero_injects_nothing() -> None:
     sampler = Sampler(10, 1.0, "leading", set_alpha_to_one=False)
-    assert sampler.pairs(T)[-1] == (0, -1)
-    assert sampler.injecting_steps(T) == 9
-    assert Sampler(10, 1.0, "trailing", set_alpha_to_one=False).injecting_steps(T) == 10
-    assert Sampler(10, 0.0).injecting_steps(T) == 0
+    first, last = sampler.pairs(cosine())[-1]
+    assert first == last
+    assert sampler.injecting_steps(cosine()) == 9
+    assert Sampler(10, 1.0, "trailing", set_alpha_to_one=False).injecting_steps(cosine()) == 10
+    assert Sampler(10, 0.0).injecting_steps(cosine()) == 0
 
 
 # -------------------------------------------------------------------------------- against other forms of the same step
@@ -165,7 +174,7 @@ def reference(
 def test_ddim_steps_over_neighbours_of_the_grid(spacing: Any, kind: Any, eta: float, to_one: bool, n: int) -> None:
     schedule, sampler = cosine(kind), Sampler(n, eta, spacing, set_alpha_to_one=to_one, clip_sample=False)
     levels = schedule.alphas_cumprod.double().numpy()
-    z = draw(3, 1 + sampler.injecting_steps(T), 4)
+    z = draw(3, 1 + sampler.injecting_steps(cosine()), 4)
     noises = list(z.numpy().swapaxes(0, 1))
     expected = reference(kind, eta, grid(spacing, n), levels, 1.0 if to_one else levels[0], noises)
     found = sample(smooth(schedule), schedule, z, sampler)
@@ -179,7 +188,7 @@ def test_ddim_steps_over_neighbours_of_the_grid(spacing: Any, kind: Any, eta: fl
 @pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
 def test_gradients_reach_all_of_z(eta: float, kind: Any) -> None:
     schedule, sampler = cosine(kind), Sampler(4, eta, clip_sample=False)
-    z = draw(2, 1 + sampler.injecting_steps(T), 2).requires_grad_()
+    z = draw(2, 1 + sampler.injecting_steps(cosine()), 2).requires_grad_()
     assert torch.autograd.gradcheck(lambda noise: sample(smooth(schedule), schedule, noise, sampler), z)
 
 
@@ -215,7 +224,7 @@ def test_gaussian_data_comes_out_in_closed_form_at_first_order(spacing: Any) -> 
 def test_stochastic_samples_of_gaussian_data_have_its_moments() -> None:
     schedule, sampler = cosine(steps=400), Sampler(400, eta=1.0, clip_sample=False)
     n = 4000
-    z = draw(n, 1 + sampler.injecting_steps(400), 1)
+    z = draw(n, 1 + sampler.injecting_steps(schedule), 1)
     drawn = sample(exact(schedule, 1.5, 0.16), schedule, z, sampler)
     assert drawn.mean().item() == pytest.approx(1.5, abs=4 * 0.4 / n**0.5)  # four standard errors
     assert drawn.std().item() == pytest.approx(0.4, rel=4 / (2 * n) ** 0.5 + 0.01)
@@ -225,7 +234,7 @@ def test_stochastic_samples_of_gaussian_data_have_its_moments() -> None:
 def test_the_dtype_of_z_is_kept(dtype: torch.dtype) -> None:
     for eta in (0.0, 1.0):
         sampler = Sampler(5, eta)
-        z = draw(2, 1 + sampler.injecting_steps(T), 3)
+        z = draw(2, 1 + sampler.injecting_steps(cosine()), 3)
         drawn = sample(smooth(cosine(), 1.0), cosine(), z.to(dtype), sampler)
         assert drawn.dtype == dtype
         torch.testing.assert_close(
@@ -245,7 +254,7 @@ def test_the_hook_sees_every_clean_prediction_and_its_answer_is_used() -> None:
 
     sampler = Sampler(5)
     drawn = sample(smooth(schedule), schedule, draw(2, 1, 3), sampler, on_clean=to_three)
-    assert seen == [t for t, _ in sampler.pairs(T)]
+    assert seen == times(schedule, sampler)
     assert (drawn == 3.0).all()  # the last step ends on the clean prediction itself
 
 
@@ -262,10 +271,10 @@ def test_progress_wraps_the_steps() -> None:
 
 def test_seeded_noise_of_a_seed_does_not_know_its_neighbours() -> None:
     sampler = Sampler(4, eta=1.0)
-    together = seeded_noise([7, 8, 9], (1, 3, 3), sampler, T)
+    together = seeded_noise([7, 8, 9], (1, 3, 3), sampler, cosine())
     assert together.shape == (3, 4, 1, 3, 3)
     for row, seed in enumerate([7, 8, 9]):
-        assert torch.equal(together[row : row + 1], seeded_noise([seed], (1, 3, 3), sampler, T))
+        assert torch.equal(together[row : row + 1], seeded_noise([seed], (1, 3, 3), sampler, cosine()))
     assert not torch.equal(together[0], together[1])
 
 
@@ -284,16 +293,17 @@ def test_settings_out_of_range_are_refused(settings: Any) -> None:
         Sampler(**settings)
 
 
-def test_an_unknown_spacing_is_refused() -> None:
-    with pytest.raises(ValueError, match="leading, trailing, linspace, got 'karras'"):
-        Sampler(spacing="karras")  # type: ignore[arg-type]
+@pytest.mark.parametrize("spacing", ["even", "karras_even"])
+def test_an_unknown_spacing_is_refused(spacing: str) -> None:
+    with pytest.raises(ValueError, match=r"leading, trailing, linspace, .*, karras, exponential .* got '.*even'"):
+        Sampler(spacing=spacing).pairs(cosine())
 
 
 def test_more_steps_than_the_schedule_has_are_refused() -> None:
     with pytest.raises(ValueError, match="at most 100 steps, the schedule's length, got 101"):
-        Sampler(101).pairs(T)
+        Sampler(101).pairs(cosine())
 
 
 def test_an_offset_out_of_the_schedule_is_refused() -> None:
     with pytest.raises(ValueError, match=r"steps_offset=1 puts the timesteps in \[1, 100\], outside .*\[0, 99\]"):
-        Sampler(100, spacing="leading", steps_offset=1).pairs(T)
+        Sampler(100, spacing="leading", steps_offset=1).pairs(cosine())

@@ -23,7 +23,7 @@ def denoiser(request: pytest.FixtureRequest) -> Denoiser:
 @pytest.mark.parametrize("final", [True, False])
 def test_the_full_sequence_is_plain_ddim(denoiser: Denoiser, eta: float, final: bool) -> None:
     sampler = Sampler(steps=7, eta=eta, set_alpha_to_one=final)
-    z = seeded_noise(range(3), denoiser.sample_shape, sampler, 100)
+    z = seeded_noise(range(3), denoiser.sample_shape, sampler, denoiser.noise_schedule)
     whole = pyramid(7, 5, lag=0)
     expected = sample(denoiser.predict, denoiser.noise_schedule, z, sampler)
     found = token_sample(denoiser.predict, denoiser.noise_schedule, z, sampler, whole)
@@ -37,13 +37,15 @@ def test_a_causal_network_with_a_lag_of_all_steps_samples_token_by_token() -> No
     network = RecurrentPlanner((3, 4, 2), network_size=4, state=8).eval().requires_grad_(False)
     config = {"num_train_timesteps": 50, "beta_schedule": "linear", "prediction_type": "sample"}
     denoiser, sampler = Denoiser(network, DiffusersSchedule(config)), PyramidSampler(steps=4, lag=4)
-    z = seeded_noise(range(2), (3, 4, 2), sampler, 50)
+    z = seeded_noise(range(2), (3, 4, 2), sampler, denoiser.noise_schedule)
     found = sampler(denoiser.predict, denoiser.noise_schedule, z)
     # The first token depends on itself alone, so DDIM of it with whatever follows gives the same.
     alone = sample(denoiser.predict, denoiser.noise_schedule, z, Sampler(steps=4))
     assert torch.allclose(found[:, 0], alone[:, 0], atol=1e-6)
     # The second one sees the first at the level of finished tokens, 0.
-    abar, times = denoiser.noise_schedule.levels(), [t for t, _ in sampler.pairs(50)]
+    schedule = denoiser.noise_schedule
+    assert isinstance(schedule, DiffusersSchedule)
+    abar, times = schedule.alphas_cumprod.tolist(), [int(level.timestep) for level, _ in sampler.pairs(schedule)]
     noisy = torch.stack([found[:, 0], z[:, 0, 1], z[:, 0, 2]], dim=1)
     for t, previous in zip(times, [*times[1:], None], strict=True):
         clean = denoiser(noisy, torch.tensor([[0, t, times[0]]] * 2))[:, 1]
@@ -62,7 +64,7 @@ def test_every_token_takes_every_step_once() -> None:
 
 def test_samples_stay_differentiable_in_their_noise(denoiser: Denoiser) -> None:
     sampler = PyramidSampler(steps=3, eta=1.0, lag=1)
-    z = seeded_noise(range(1), denoiser.sample_shape, sampler, 100).double().requires_grad_(True)
+    z = seeded_noise(range(1), denoiser.sample_shape, sampler, denoiser.noise_schedule).double().requires_grad_(True)
     network = denoiser.double()
     found = torch.autograd.gradcheck(lambda z: sampler(network.predict, network.noise_schedule, z), z, fast_mode=True)
     assert found

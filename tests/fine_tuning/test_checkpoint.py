@@ -14,8 +14,12 @@ from torch import nn
 
 from constrained_diffusion.callbacks import LastCheckpoint
 from constrained_diffusion.denoisers.loading import PretrainedDenoiser
+from constrained_diffusion.evaluation import OwnViolations
+from constrained_diffusion.fine_tuning.checkpoint import check_state, own_state
 from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
 from constrained_diffusion.fine_tuning.steering import COEFFICIENTS
+from constrained_diffusion.guides.base import Guide
+from constrained_diffusion.objectives import Constraint
 
 SGD = partial(torch.optim.SGD, lr=0.1)
 
@@ -115,3 +119,66 @@ def test_a_checkpoint_of_another_model(tiny_denoiser: Any, fit: Any, tiny_data: 
             ckpt_path=str(tmp_path / "other.ckpt"),
             max_epochs=3,
         )
+
+
+class Judge(OwnViolations):
+    """A judge with weights of its own."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.judge = nn.Linear(width, 1)
+
+
+class Steered(Guide):
+    """Changes nothing, by a network of its own."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(width, 1)
+
+    def forward(self, predict: Any, denoiser: Any) -> Any:
+        return predict
+
+
+class Judged(Constraint):
+    """g = -1 by a network of its own."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(width, 1)
+
+    def forward(self, clean: Any) -> Any:
+        return clean.flatten(1).mean(1) - 2
+
+
+def with_networks(width: int) -> dict[str, Any]:
+    return {"evaluation": Judge(width), "guide": Steered(width), "constraints": Judged(width)}
+
+
+def test_what_comes_from_files_of_its_own_is_neither_saved_nor_asked_for(trained: Any, tmp_path: Path) -> None:
+    """The second fit has another judge, guide and classifier, whose weights another file may hold by now."""
+    module, trainer = trained(**with_networks(2), trainer={"max_steps": 1})
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    state = torch.load(tmp_path / "x.ckpt", weights_only=True)["state_dict"]
+    assert {name.split(".")[0] for name in module.state_dict()} == {"networks", "loss", "evaluation", "guide"}
+    assert not [name for name in state if "judge" in name or "classifier" in name]
+    again, _ = trained(**with_networks(3), trainer={"ckpt_path": str(tmp_path / "x.ckpt"), "max_steps": 2})
+    assert again.batches_seen == 2
+
+
+@pytest.mark.parametrize(
+    "name", ["evaluation.judge.weight", "guide.classifier.weight", "loss.steering.constraints.0.w"]
+)
+def test_a_checkpoint_that_brings_weights_of_its_own_for_a_judge_is_refused(tiny_denoiser: Any, name: str) -> None:
+    """Lightning loads what fits by its name, and the judge would be whatever the file says."""
+    own = ConstrainedDiffusion(tiny_denoiser(), **with_networks(2)).state_dict()
+    whole = {"state_dict": own_state(own), "batches_seen": 3}
+    check_state(whole, own)
+    with pytest.raises(ValueError, match=f"1 are missing, left over or of another shape .the first: {name}"):
+        check_state({**whole, "state_dict": {**whole["state_dict"], name: torch.zeros(1, 2)}}, own)
+
+
+def test_a_checkpoint_of_somebody_else_s_fit_is_refused(tiny_denoiser: Any) -> None:
+    own = ConstrainedDiffusion(tiny_denoiser()).state_dict()
+    with pytest.raises(ValueError, match="another model.*the first: batches_seen"):
+        check_state({"state_dict": own_state(own)}, own)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from constrained_diffusion.batch import Batch, NoisyBatch, Seeds
 from constrained_diffusion.diffusion.sampler import Sampler
@@ -18,7 +19,8 @@ from constrained_diffusion.fine_tuning.loss import MinSNR, PenaltyLoss
 from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
 from constrained_diffusion.fine_tuning.networks import Networks
 from constrained_diffusion.fine_tuning.noising import draw_held_out, draw_training
-from constrained_diffusion.fine_tuning.steering import Steering
+from constrained_diffusion.fine_tuning.steering import COEFFICIENTS, Steering
+from constrained_diffusion.objectives import Constraint, StepRecord
 
 PARTS = ("loss", "networks", "evaluator", "steering", "noising", "checkpoint")
 
@@ -128,3 +130,76 @@ def test_half_precision_leaves_the_coefficients_alone(too_bright: Any) -> None:
     steering = Steering([too_bright(), too_bright()]).to(torch.bfloat16)
     assert steering.names == ["TooBright_0", "TooBright_1"]
     assert {value.dtype for value in steering.buffers()} == {torch.float32}
+
+
+def test_t_phi_is_a_timestep_of_the_schedule_and_all_of_it_by_default(tiny_denoiser: Any, too_bright: Any) -> None:
+    for none_at_all in (0, -1, 101):
+        with pytest.raises(ValueError, match=rf"\(T_phi\) must be in 1 .. 100, .* got {none_at_all}"):
+            PenaltyLoss(Steering([too_bright()]), tiny_denoiser(), max_timestep=none_at_all)
+    denoiser = tiny_denoiser()
+    loss = PenaltyLoss(Steering([too_bright()]), denoiser, "penalty")
+    assert (loss.max_timestep, loss.open_from) == (100, 50)
+    step = draw_training(rows(100), denoiser, (0, 0), (0, 1), 100)  # one row at each timestep
+    assert int(loss(step, denoiser.predict(step.noisy, step.timesteps)).penalty_rows) == 100
+
+
+def test_a_sample_is_an_anchor_by_its_g_in_the_units_of_the_data(tiny_denoiser: Any, too_bright: Any) -> None:
+    """A mean pixel of 0.5 is too bright; in the network's units it is 0.0, which would be below the limit of 0.4."""
+    denoiser = tiny_denoiser()
+    loss = PenaltyLoss(Steering([too_bright()]), denoiser, "anchored_penalty")
+    for level, counts in ((0.5, 0.0), (0.3, 1.0)):
+        batch = Batch(torch.full((4, 1, 8, 8), level), rows=torch.arange(4))
+        step = draw_training(batch, denoiser, (0, 0), (0, 1), 100)
+        prediction = denoiser.predict(step.noisy, step.timesteps)
+        frozen = prediction._replace(output=prediction.output + 2)
+        assert float(loss.diffusion_loss(step, prediction, frozen).detach()) == pytest.approx(4 * counts)
+
+
+class Closer(Constraint):
+    """g = the error of the predicted noise; keeps what it was given."""
+
+    needs_step_record = True
+
+    def forward(self, record: StepRecord) -> Tensor:  # type: ignore[override]
+        self.seen = record
+        return (record.predicted_noise - record.noise).square().flatten(1).mean(1)
+
+
+def test_a_constraint_on_steps_sees_the_rows_below_t_phi_as_they_are(tiny_denoiser: Any) -> None:
+    denoiser, constraint = tiny_denoiser(), Closer()
+    networks, loss = Networks(denoiser), PenaltyLoss(Steering([constraint]), denoiser, "penalty", 60)
+    step = step_of(denoiser)
+    prediction, frozen = networks.predict(step), networks.predict_frozen(step)
+    loss(step, prediction, frozen._replace(noise=frozen.noise + 1))
+    record, below = constraint.seen, step.timesteps < 60
+    assert 0 < below.sum() < len(below)
+    assert not below[: int(below.sum())].all()  # they are not the first ones
+    torch.testing.assert_close(record.predicted_clean, (prediction.clean[below] + 1) / 2)
+    for found, expected in (
+        (record.noisy, step.noisy),
+        (record.timesteps, step.timesteps),
+        (record.noise, step.noise),
+        (record.predicted_noise, prediction.noise),
+        (record.frozen_noise, frozen.noise + 1),
+    ):
+        assert torch.equal(found, expected[below])
+
+
+def test_the_multiplier_pulls_towards_less_violation_and_the_logged_one_stays(
+    tiny_denoiser: Any, too_bright: Any
+) -> None:
+    denoiser = tiny_denoiser()
+    steering = Steering([too_bright()])
+    assert {name: float(getattr(steering, name)) for name in COEFFICIENTS} == {
+        "penalty_coefficient": 1.0, "stop_below": 0.0, "multiplier": 0.0, "augmentation": 0.0,
+    }  # fmt: skip
+    steering.penalty_coefficient.fill_(0.0)
+    steering.multiplier.fill_(3.0)
+    step, loss = step_of(denoiser), PenaltyLoss(steering, denoiser, "penalty", 60)
+    found = loss(step, denoiser.predict(step.noisy, step.timesteps))
+    assert found.slack is not None
+    torch.testing.assert_close(found.loss.detach(), found.terms["loss/diffusion"] + 3 * found.slack.detach()[0])
+    steering.multiplier.fill_(7.0)  # as a controller does, in place
+    steering.penalty_coefficient.fill_(7.0)
+    assert float(found.terms["multiplier/TooBright"]) == 3.0
+    assert float(found.terms["penalty_coefficient/TooBright"]) == 0.0

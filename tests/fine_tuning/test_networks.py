@@ -13,7 +13,11 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import ModelParallelStrategy
 from safetensors.torch import load_file
+from torch import nn
 
+from constrained_diffusion.batch import NoisyBatch
+from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
+from constrained_diffusion.fine_tuning.networks import Networks
 from constrained_diffusion.runtime.fully_sharded import FullySharded
 
 PROGRAM = Path(__file__).with_name("shard_ranks.py")
@@ -173,3 +177,42 @@ def test_on_a_gpu(tmp_path: Path, precision: str) -> None:
         close = {"rtol": 0, "atol": 1e-5 if precision == "32-true" else 2**-8}
         on_host = [{key: value.cpu() for key, value in one[name].items()} for one in (found, expected)]
         torch.testing.assert_close(*on_host, **close)
+
+
+def a_step(dtype: torch.dtype = torch.float32) -> NoisyBatch:
+    x, t = torch.full((4, 1, 8, 8), 0.5, dtype=dtype), torch.tensor([3, 20, 50, 90])
+    return NoisyBatch(x, x, x, x, t, t)
+
+
+def test_what_the_frozen_model_predicts_may_take_part_in_a_loss(tiny_denoiser: Any) -> None:
+    networks = Networks(tiny_denoiser())
+    frozen = networks.predict_frozen(a_step())
+    assert not any(part.requires_grad or part.is_inference() for part in frozen)
+    (networks.predict(a_step()).output * frozen.output).mean().backward()  # keeps both for the gradient
+    assert networks.trained.last.bias.grad is not None
+
+
+def test_the_frozen_model_follows_to_another_precision_and_is_kept_for_those_who_compare(tiny_denoiser: Any) -> None:
+    networks = Networks(tiny_denoiser()).to(torch.float64)
+    assert {value.dtype for value in networks.pretrained.parameters()} == {torch.float64}
+    assert networks.pretrained is not networks.trained
+    found = networks.predict_frozen(a_step(torch.float64)).output
+    torch.testing.assert_close(found, networks.predict(a_step(torch.float64)).output)
+    without = Networks(tiny_denoiser(), keep_frozen=False)
+    assert without.pretrained is without.trained
+    assert without.weights_sha256().keys() == {"after"}
+    assert ConstrainedDiffusion(tiny_denoiser()).networks.weights_sha256().keys() == {"after"}
+
+
+def test_dropout_is_never_of_the_frozen_model_with_adapters_either(tiny_denoiser: Any) -> None:
+    """With LoRA it is the trained network itself, which is in train mode."""
+    pytest.importorskip("peft", reason="peft is not installed")
+    denoiser = tiny_denoiser()
+    denoiser.network.time = nn.Sequential(denoiser.network.time, nn.Dropout(0.5))
+    expected = denoiser.network.eval()(a_step().noisy, a_step().timesteps).detach()
+    networks = Networks(denoiser, lora={"r": 2, "target_modules": ["last"], "init_lora_weights": False})
+    networks.trained.train()
+    torch.testing.assert_close(networks.predict_frozen(a_step()).output, expected)
+    with networks.evaluating("pretrained") as network:
+        torch.testing.assert_close(network(a_step().noisy, a_step().timesteps), expected)
+    assert networks.trained.training

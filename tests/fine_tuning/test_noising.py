@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from constrained_diffusion.batch import Batch, NoisyBatch
-from constrained_diffusion.fine_tuning.noising import LogitNormal, draw_held_out, draw_training
+from constrained_diffusion.fine_tuning.noising import LogitNormal, draw_held_out, draw_training, seed_networks
 
 NOTHING = 3
 
@@ -102,3 +102,25 @@ def test_levels_are_spread_as_the_density_says(told_denoiser: Any, max_timestep:
 def test_a_density_without_spread_is_refused() -> None:
     with pytest.raises(ValueError, match="LogitNormal expects std > 0, got 0"):
         LogitNormal(std=0)
+
+
+# ---------------------------------------------------------------- keys
+
+
+def test_held_out_rows_without_numbers_have_levels_by_their_place(tiny_denoiser: Any) -> None:
+    clean = torch.rand(4, 1, 8, 8)
+    numbered, unnumbered = (
+        draw_held_out(Batch(clean, rows=numbers), tiny_denoiser(), 3) for numbers in (torch.arange(4), None)
+    )
+    assert torch.equal(unnumbered.timesteps, numbered.timesteps)
+    assert torch.equal(unnumbered.noise, numbered.noise)
+    assert len(set(unnumbered.timesteps.tolist())) == 4
+
+
+def test_each_rank_and_step_draws_its_own_dropout() -> None:
+    found = []
+    for seed, number, rank in ((0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 0, 0)):
+        seed_networks((seed, number), rank)
+        found.append(float(torch.rand(())))
+    assert found[0] == found[-1]
+    assert len(set(found)) == 4

@@ -58,6 +58,7 @@ MISSHAPEN = [
     lambda x: x.sum(0),
     lambda x: x[None],
     lambda x: x[..., None],
+    lambda x: x[:, :0],
 ]
 
 

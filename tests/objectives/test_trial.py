@@ -121,3 +121,11 @@ def test_a_reward_that_needs_prompts_gets_some() -> None:
 
     check_objective(Prompted(), SHAPE)
     check_objective(Feasibility(Mine()), SHAPE)
+
+
+def test_an_objective_in_half_precision_is_tried_on_what_it_will_get_samples_in_single() -> None:
+    seen: list[torch.dtype] = []
+    constraint = Mine(lambda x: seen.append(x.dtype) or x.flatten(1))
+    constraint.weights = nn.Parameter(torch.ones(1, dtype=torch.bfloat16))
+    check_objective(constraint, SHAPE)
+    assert seen == [torch.float32]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -68,3 +69,25 @@ def test_earlier_ones_are_put_aside_by_number(tmp_path: Path) -> None:
         files.rename_existing(tmp_path / "x.json")
         (tmp_path / "x.json").write_text(content)
     assert [(tmp_path / name).read_text() for name in ("x-1.json", "x-2.json", "x.json")] == ["a", "b", "c"]
+
+
+def test_an_interrupt_leaves_the_earlier_file_and_no_part_of_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    files.write_text(tmp_path / "x.json", "whole")
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        files.write_text(tmp_path / "x.json", "half")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("x.json", "whole")]
+
+
+def test_a_full_disk_or_quota_is_found_behind_other_errors() -> None:
+    full = OSError(errno.EDQUOT, "Disk quota exceeded")
+    named, met = ValueError("could not save"), RuntimeError("while cleaning up")
+    named.__cause__, met.__context__ = full, named
+    assert files.disk_full(met) is full
+    assert files.disk_full(OSError(errno.EACCES, "Permission denied")) is None
+    assert files.disk_full(None) is None

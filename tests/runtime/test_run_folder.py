@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
+
 from constrained_diffusion.runtime.run_folder import RunFolder
 
 
@@ -22,3 +24,9 @@ def test_all_lies_in_it_and_nothing_twice(tmp_path: Path) -> None:
     assert len(set(paths)) == len(paths) > 15
     assert run.best_feasible.parent == run.last_checkpoint.parent == run.checkpoints
     assert not list(tmp_path.iterdir())
+
+
+def test_the_title_of_the_folder_one_stands_in_has_both_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mnist" / "3").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "mnist" / "3")
+    assert RunFolder(Path()).title == "mnist / 3"

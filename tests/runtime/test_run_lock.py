@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -88,3 +89,47 @@ def test_a_file_system_without_locks_is_told_of(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(run_lock.fcntl, "lockf", unable)
     with pytest.warns(UserWarning, match="cannot be locked"), locked(RunFolder(tmp_path)) as held:
         assert not held
+
+
+def test_a_lock_whose_file_was_taken_away_meanwhile_is_taken_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one before ended between our opening the file and locking it: what we locked then locks nobody out."""
+    run, lock = RunFolder(tmp_path), run_lock.fcntl.lockf
+    taken: list[int] = []
+
+    def late(file: BinaryIO, operation: int) -> None:
+        if not taken:
+            run.lock.unlink()
+        taken.append(os.fstat(file.fileno()).st_ino)
+        lock(file, operation)
+
+    monkeypatch.setattr(run_lock.fcntl, "lockf", late)
+    with locked(run) as held:
+        assert held
+        assert len(taken) == 2
+        assert run.lock.stat().st_ino == taken[1]
+
+
+def test_the_file_names_its_process_alone_in_one_short_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunFolder(tmp_path)
+    run.lock.write_text("process 1 on another machine (a killed one's)" + "?" * 1000)
+    monkeypatch.setattr(sys, "argv", ["/bin/lightning", "fit", "x" * 1000])
+    with locked(run):
+        command = f"lightning fit {'x' * 1000}"[: run_lock.LONGEST]
+        assert run.lock.read_text() == f"process {os.getpid()} on {socket.gethostname()} ({command})"
+
+
+@pytest.mark.parametrize("error", [BlockingIOError, PermissionError])  # the system may give either
+def test_what_another_wrote_reaches_the_terminal_as_plain_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[OSError]
+) -> None:
+    def held(file: object, operation: int) -> None:
+        raise error("held")
+
+    run = RunFolder(tmp_path)
+    run.lock.write_bytes(b"process 7\n\x1b[31m on \xffhere")
+    monkeypatch.setattr(run_lock.fcntl, "lockf", held)
+    with pytest.raises(RunInUseError, match="is being written by process 7") as told, locked(run):
+        pass
+    assert str(told.value).isprintable()

@@ -19,6 +19,7 @@ from constrained_diffusion.diffusion.sampler import Sampler, seeded_noise
 from constrained_diffusion.domains.images.class_evaluation import ClassEvaluation
 from constrained_diffusion.domains.images.classifiers import PretrainedClassifier
 from constrained_diffusion.domains.images.zoo_classifiers import classifier, judge
+from constrained_diffusion.domains.images.zoo_latent import autoencoder, flow
 from constrained_diffusion.runtime import assets, cards
 from constrained_diffusion.runtime.cards import DataMaker, ZooEntry
 
@@ -100,4 +101,6 @@ ENTRIES = {
     "classifier": ZooEntry("mnist_classifier", classifier, "MNISTDataModule"),
     "judge": ZooEntry("mnist_judge", judge, "MNISTDataModule"),
     "denoiser": ZooEntry("mnist_denoiser", denoiser, "MNISTDataModule"),
+    "autoencoder": ZooEntry("mnist_autoencoder", autoencoder, "MNISTDataModule"),
+    "flow": ZooEntry("mnist_flow", flow, "MNISTDataModule"),
 }

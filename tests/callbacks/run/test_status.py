@@ -255,3 +255,43 @@ def test_each_constraint_has_its_own_words_and_the_judge_has_others() -> None:
         "By the judge: fours 50.0 % (upper 95 % bound 80.0 %, n = 8).",
         "Cost: not measured.",
     ]
+
+
+def test_the_verdict_is_by_the_bound_which_may_just_reach_what_is_allowed(
+    scripted: Any, tiny_data: Any, fit: Any, tmp_path: Path
+) -> None:
+    """None of 8 samples violate, which a rate of 31 % may be behind; where all may violate, all do."""
+    for allowed, brightness, expected in ((0.3, GOOD, "infeasible"), (0.32, GOOD, "feasible"), (1.0, BAD, "feasible")):
+        fit(scripted([(1.0, brightness)], max_violation_rate=allowed), tiny_data(), [FitStatus()], max_epochs=1)
+        assert status(tmp_path)["values"]["val/own_violation_rate"] == float(brightness == BAD)
+        assert status(tmp_path)["status"] == expected
+
+
+def test_a_validation_without_a_held_out_loss_is_not_the_best(
+    scripted: Any, tiny_data: Any, fit: Any, tmp_path: Path
+) -> None:
+    fit(scripted([(float("nan"), GOOD), (2.0, GOOD)]), tiny_data(), [FitStatus()], max_epochs=2)
+    assert status(tmp_path)["values"]["step"] == 8
+
+
+def test_the_check_before_the_fit_is_no_validation(scripted: Any, tiny_data: Any, fit: Any) -> None:
+    callback = FitStatus()
+    fit(scripted([(1.0, GOOD), (2.0, GOOD)]), tiny_data(), [callback], max_epochs=2, num_sanity_val_steps=-1)
+    assert [found["step"] for found in (callback.first, callback.best, callback.last)] == [4, 4, 8]
+
+
+def test_too_few_samples_for_any_verdict_are_told_of_at_the_start(
+    scripted: Any, tiny_data: Any, fit: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        fit(scripted([(1.0, GOOD)], max_violation_rate=0.01), tiny_data(), [FitStatus()], max_epochs=1)
+    assert "no validation can show that at most 1.0 % of the samples violate" in caplog.text
+    assert "set data.val_samples to at least 299" in caplog.text
+
+
+def test_the_seconds_of_all_validations_add_up(scripted: Any, tiny_data: Any, fit: Any, tmp_path: Path) -> None:
+    callback = FitStatus()
+    callback.seconds, callback.evaluation_seconds = 200.0, 100.0  # of an earlier part
+    fit(scripted([(1.0, GOOD)]), tiny_data(), [callback], max_epochs=1)
+    assert status(tmp_path)["evaluation_seconds"] > 100.0
+    assert status(tmp_path)["seconds"] > 200.0

@@ -1,0 +1,110 @@
+"""A network that is read wrongly says so by its error on its own samples."""
+
+import math
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from constrained_diffusion.denoisers.adapter import Denoiser
+from constrained_diffusion.denoisers.loading import PretrainedDenoiser
+from constrained_diffusion.denoisers.reading import check_reading, own_error
+from constrained_diffusion.denoisers.schedule import DiffusersSchedule
+from constrained_diffusion.diffusion.flow_matching import FlowMatching
+from constrained_diffusion.diffusion.normalizer import Normalizer
+from constrained_diffusion.diffusion.variance_preserving import VariancePreserving
+
+
+@pytest.fixture(scope="module")
+def digits() -> PretrainedDenoiser:
+    return PretrainedDenoiser("mnist_denoiser")
+
+
+class InUnits(nn.Module):
+    """The zoo's network as one that expects its time in [0, 1]."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, noisy: Tensor, time: Tensor) -> Tensor:
+        return self.network(noisy, time * 1000).sample  # type: ignore[no-any-return]
+
+
+def test_the_right_reading_has_a_small_error_and_no_warning(digits: PretrainedDenoiser) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert check_reading(digits) < 0.2
+
+
+@pytest.mark.parametrize("name", ["maze2d_planner", "polymer_generator"])
+def test_the_zoo_s_other_models_give_no_false_alarm(name: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_reading(PretrainedDenoiser(name))
+
+
+def misread(digits: PretrainedDenoiser, how: str) -> Denoiser:
+    network, schedule, codec = digits.network, digits.noise_schedule, digits.codec
+    if how in ("epsilon", "sample"):
+        schedule = VariancePreserving(schedule.alphas_cumprod, how)  # type: ignore[arg-type]
+    elif how == "linear":
+        schedule = DiffusersSchedule({"beta_schedule": "linear", "prediction_type": "v_prediction"})
+    elif how == "time":
+        network = InUnits(network)
+    elif how == "range":
+        codec = Normalizer(0.0, 1.0, 0.0, 1.0)
+    return Denoiser(network, schedule, codec, digits.sample_shape)
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("epsilon", "prediction_type v_prediction"),
+        ("sample", "prediction_type v_prediction"),
+        ("linear", "beta_schedule squaredcos_cap_v2"),
+        ("time", r"time in \[0, 1\]"),
+        ("range", r"data in \[-1, 1\]"),
+    ],
+)
+def test_a_misreading_is_named_with_the_right_one(digits: PretrainedDenoiser, how: str, said: str) -> None:
+    with pytest.warns(UserWarning, match=f"does not fit what its config says: .* but with .*{said}"):
+        assert check_reading(misread(digits, how)) > 0.3
+
+
+class OneGaussian(nn.Module):
+    """The exact velocity of data N(0, 0.1^2) under a flow, times `sign`."""
+
+    def __init__(self, sign: float) -> None:
+        super().__init__()
+        self.sign, self.weight = sign, nn.Parameter(torch.zeros(1))
+
+    def forward(self, noisy: Tensor, time: Tensor) -> Tensor:
+        u = (time / 1000).to(noisy)[:, None]
+        return self.sign * (u - (1 - u) * 0.01) / ((1 - u) ** 2 * 0.01 + u**2) * noisy
+
+
+def test_a_flow_of_the_other_sign_is_named() -> None:
+    assert check_reading(Denoiser(OneGaussian(1.0), FlowMatching(), Normalizer(), (64,))) < 0.1
+    with pytest.warns(UserWarning, match="but with a network that returns x_0 - eps it is 0.0"):
+        check_reading(Denoiser(OneGaussian(-1.0), FlowMatching(), Normalizer(), (64,)))
+
+
+def test_what_is_not_finite_has_an_infinite_error() -> None:
+    def broken(noisy: Tensor, time: Tensor) -> Tensor:
+        return noisy * math.nan
+
+    network: Any = nn.Module()
+    network.forward = broken
+    assert own_error(Denoiser(network, FlowMatching(), Normalizer(), (4,))) == math.inf
+
+
+def test_the_check_leaves_random_numbers_and_modes_alone(digits: PretrainedDenoiser) -> None:
+    digits.network.train()
+    state = torch.get_rng_state()
+    own_error(digits, seeds=[0])
+    assert digits.network.training
+    assert torch.equal(state, torch.get_rng_state())
+    digits.network.eval()
