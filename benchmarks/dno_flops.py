@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from constrained_diffusion.denoisers.schedule import DiffusersSchedule
+from constrained_diffusion.diffusion.noise_schedule import Level
 from constrained_diffusion.diffusion.prediction import Prediction
 from constrained_diffusion.diffusion.sampler import Sampler
 from constrained_diffusion.noise_optimization.mapping import NoiseToSample
@@ -34,11 +35,11 @@ class MetaSchedule(DiffusersSchedule):
 
     def __init__(self) -> None:
         super().__init__({**BETAS, "prediction_type": "epsilon"})
-        self.known = self.alphas_cumprod.tolist()
+        self.known = (DiffusersSchedule({**BETAS, "prediction_type": "epsilon"}),)  # in a tuple, which does not move
         self.to("meta")
 
-    def levels(self) -> list[float]:
-        return self.known
+    def grid(self, sampler: Sampler) -> list[Level]:
+        return self.known[0].grid(sampler)
 
 
 class LiveBytes(TorchDispatchMode):

@@ -29,7 +29,7 @@ def zones() -> ForbiddenZones:
 
 
 def drawn(planner: Denoiser, guide: Guide | None, sampler: Sampler = SAMPLER, count: int = 16) -> Tensor:
-    z = seeded_noise(range(count), planner.sample_shape, sampler, 100)
+    z = seeded_noise(range(count), planner.sample_shape, sampler, planner.noise_schedule)
     predict = planner.predict if guide is None else guide(planner.predict, planner)
     return planner.codec.decode(sampler(predict, planner.noise_schedule, z))
 
