@@ -3,9 +3,8 @@
     python benchmarks/erase_digits.py [--labels 4 2 7] [--n 2000] [--others 300] [--runs runs/benchmark]
 
 Everything is the shipped config but for `label`; the samples are of seeds that no trial used. It writes
-`erase_digits.json` into the runs' folder and prints the table of docs/latent.md from it. "Asked for it" is by n samples that
-were asked for the erased digit, "the others" by `others` samples of each of the other nine. A star marks a figure that
-misses its limit.
+`erase_digits.json` into the runs' folder and prints a table from it. "Asked for it" is by n samples that were asked for
+the erased digit, "the others" by `others` samples of each of the other nine. A star marks a missed limit.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ COLUMNS = (
 
 @torch.no_grad()
 def draw(denoiser: PretrainedDenoiser, labels: Tensor, first: int, sampler: Sampler) -> Tensor:
-    """Return the samples of seeds `first`, `first` + 1, .., each asked for its label, as 8-bit files would hold them."""
+    """Return the samples of seeds `first`, `first` + 1, .., each asked for its label, as 8-bit files hold them."""
     found = []
     for rows in track(torch.arange(len(labels)).split(250), description=f"{len(labels)} samples"):
         z = seeded_noise((rows + first).tolist(), denoiser.sample_shape, sampler, denoiser.noise_schedule)

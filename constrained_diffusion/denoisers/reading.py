@@ -6,6 +6,7 @@ scale or data range, it draws something else, and predicts that badly. Nothing b
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Iterator, Sequence
@@ -85,8 +86,11 @@ def other_readings(denoiser: Denoiser) -> Iterator[tuple[str, Denoiser]]:
     def read(
         schedule: NoiseSchedule | None = None, network: nn.Module | None = None, codec: Normalizer | None = None
     ) -> Denoiser:
-        parts = network or denoiser.network, schedule or denoiser.noise_schedule, codec or denoiser.codec
-        return Denoiser(*parts, denoiser.sample_shape, denoiser.guidance_scale, denoiser.null_condition)
+        other = copy.copy(denoiser)  # of its own class, which knows its empty condition
+        other._modules = dict(denoiser._modules)
+        other.network, other.codec = network or denoiser.network, codec or denoiser.codec
+        other.noise_schedule = schedule or denoiser.noise_schedule
+        return other
 
     stated = denoiser.noise_schedule
     if isinstance(stated, VariancePreserving):

@@ -1,11 +1,13 @@
-"""`lightning predict` with the shipped text-to-image configs, on tiny random pipelines."""
+"""`lightning` with the shipped text-to-image configs, on tiny random pipelines."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+import diffusers
 import pytest
+from safetensors.torch import load_file
 
 from constrained_diffusion.cli import command
 
@@ -33,3 +35,35 @@ def test_the_shipped_configs_optimise_its_images(
     assert all(len(row["rewards"]) == 3 and row["rewards"][-1] > row["rewards"][0] for row in rows)
     assert (run / "after" / "00001-7.png").is_file()
     assert (run / "report.html").is_file()
+
+
+@pytest.mark.parametrize("config", ["sd15_lora", "sdxl_lora", "sd3_lora", "flux_lora"])
+def test_the_shipped_configs_train_adapters_that_the_pipeline_takes(
+    config: str, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CONSTRAINED_DIFFUSION_CACHE", str(tmp_path / "cache"))
+    kind = config.removesuffix("_lora").replace("15", "")
+    source = "--model.init_args.denoiser.init_args.source"
+    words = ["--config", f"{config}.yaml", f"{source}={folders[kind]}", "--model.init_args.sampler.steps=2"]
+    if kind == "flux":  # whose transformer does not say the size of a sample
+        words.append("--model.init_args.denoiser.init_args.sample_shape=[4, 8, 8]")
+    words += [
+        "--data.init_args.sampler.steps=2", "--data.init_args.samples=8", "--data.init_args.held_out=2",
+        "--data.init_args.batch_size=4", "--data.init_args.val_samples=4", "--data.init_args.test_samples=4",
+        "--data.init_args.conditions.init_args.prompts=[a white duck, black cat]", "--trainer.precision=32-true",
+        "--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1", "--trainer.accelerator=cpu",
+        "--trainer.enable_progress_bar=false", "--model.init_args.constraints.init_args.threshold=-0.01",
+    ]  # fmt: skip
+    command.main(["fit", *words])
+    command.main(["test", *words])
+    run = tmp_path / "runs" / config / "latest"
+    adapters = load_file(run / "export" / "pytorch_lora_weights.safetensors")
+    assert any(bool(tensor.any()) for name, tensor in adapters.items() if "lora_B" in name)  # 0 before the first step
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(folders[kind])
+    pipeline.load_lora_weights(run / "export")
+    assert pipeline.get_list_adapters()
+    assert {file.name for file in (run / "grids" / "asked").iterdir()} == {"000-a-white-duck.png", "001-black-cat.png"}
+    results = json.loads((run / "results.json").read_text())
+    assert results["before"]["n"] == results["after"]["n"] == 4
+    assert results["after"]["constraints"]["RewardAtLeast"]["violation_rate"] <= 1
