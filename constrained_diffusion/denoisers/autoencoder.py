@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -72,12 +72,18 @@ class Autoencoder(Codec):
 
     def decode(self, encoded: Tensor) -> Tensor:
         """Map latents `(B, c, h, w)` to images `(B, C, H, W)`, black 0 and white 1, not clamped."""
+        if not len(encoded):  # rows below T_phi may be none, which attention layers do not take
+            return encoded.new_zeros(0, *self.data_shape(tuple(encoded.shape[1:])))
         if not (self.checkpointed and torch.is_grad_enabled() and encoded.requires_grad):
             return self._decode(encoded)
-        rows = max(1, PIECE // math.prod(encoded.shape[2:]))  # on the way back, one piece at a time has its activations
-        pieces = encoded.split(rows) if len(encoded) else [encoded]
-        again: Any = partial(checkpoint, self._decode, use_reentrant=False, preserve_rng_state=False)
-        return torch.cat([again(piece) for piece in pieces])
+
+        def decode_again(piece: Tensor) -> Tensor:
+            images: Tensor = checkpoint(self._decode, piece, use_reentrant=False, preserve_rng_state=False)
+            return images
+
+        # On the way back one piece at a time has its activations.
+        pieces = encoded.split(max(1, PIECE // math.prod(encoded.shape[2:])))
+        return torch.cat([decode_again(piece) for piece in pieces])
 
     def _decode(self, encoded: Tensor) -> Tensor:
         config, device = self.network.config, encoded.device.type
