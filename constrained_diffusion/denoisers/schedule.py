@@ -17,7 +17,7 @@ OWN_STEP = {  # schedulers of first order, whose step is ours too
     *("DDPMScheduler", "DDIMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "LCMScheduler"),
     *("FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler", "CMStochasticIterativeScheduler"),
 }
-SCALED = ("Euler", "Heun", "KDPM2", "LMS")  #: what those schedulers begin with that work on x_t / s
+SCALED = ("Euler", "Heun", "KDPM2", "LMS")  #: names of schedulers that work on x_t / s
 
 
 class DiffusersSchedule(VariancePreserving):

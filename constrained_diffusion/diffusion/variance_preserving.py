@@ -140,8 +140,9 @@ class VariancePreserving(NoiseSchedule):
             times = grids.lcm(total, self.original_steps, steps)
         else:
             times = grids.timesteps(spacing, total, steps, sampler.steps_offset or 0)
-        end = 1.0 if sampler.set_alpha_to_one in (True, None) else float(self.alphas_cumprod[0])
-        return [*map(self._level, times), Level(0, math.sqrt(end), math.sqrt(1 - end))]
+        held = self.alphas_cumprod.tolist()  # at once: a GPU would be waited for at every level
+        end = 1.0 if sampler.set_alpha_to_one in (True, None) else held[0]
+        return [*(self._level(t, held) for t in times), Level(0, math.sqrt(end), math.sqrt(1 - end))]
 
     def _along(self, curve: str, low: int, high: int, steps: int) -> list[float]:
         ratios = _ratio(self.alphas_cumprod.double()).cpu().numpy()
@@ -155,12 +156,12 @@ class VariancePreserving(NoiseSchedule):
         times: list[float] = np.interp(wanted, ratios, np.arange(self.num_timesteps)).tolist()
         return times
 
-    def _level(self, timestep: float) -> Level:
+    def _level(self, timestep: float, held: list[float]) -> Level:
         if timestep == int(timestep):
-            abar = float(self.alphas_cumprod[int(timestep)])
+            abar = held[int(timestep)]
             return Level(int(timestep), math.sqrt(abar), math.sqrt(1 - abar))
         at = torch.tensor(timestep, dtype=torch.float64)
-        signal, sigma = _between(self.alphas_cumprod.cpu(), at, self.between)
+        signal, sigma = _between(torch.tensor(held, dtype=torch.float64), at, self.between)
         return Level(timestep, float(signal), float(sigma))
 
 
