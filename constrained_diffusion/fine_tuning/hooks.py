@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, Protocol, runtime_checkable
 
@@ -19,6 +19,7 @@ from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.denoisers.reading import check_reading
 from constrained_diffusion.diffusion.normalizer import MeasuredNormalizer, Normalizer
 from constrained_diffusion.diffusion.rejection import Rejection, RejectionResult, check_rejection, rejection_sample
+from constrained_diffusion.fine_tuning.checkpoint import own_state
 from constrained_diffusion.fine_tuning.evaluator import Evaluator
 from constrained_diffusion.fine_tuning.loss import PenaltyLoss
 from constrained_diffusion.fine_tuning.networks import Networks
@@ -146,6 +147,21 @@ def bank(networks: Networks, loss: PenaltyLoss, data: Any) -> tuple[Tensor, Tens
     clean = data.bank(BANK).to(networks.device, torch.promote_types(networks.dtype, torch.float32))
     feasible = torch.cat([loss.steering.feasible(part) for part in clean.split(256)])
     return torch.cat([networks.denoiser.codec.encode(part) for part in clean.split(256)]), feasible
+
+
+def prepare(networks: Networks, loss: PenaltyLoss, data: Any) -> None:
+    """Make ready for a fit on the data module `data`: rows encoded, the model looked at, the bank filled."""
+    encode_rows(networks.denoiser, data, networks.device)
+    if loss.steering.names:  # there is a pretrained model, which should be what its config says
+        check_own_samples(networks.denoiser, data)
+    networks.trained.train()  # pretrained networks arrive in eval mode
+    loss.bank = bank(networks, loss, data)
+
+
+def to_keep(networks: Networks, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a checkpoint holds of a module with these networks and this `state`."""
+    kept = {"state_dict": own_state(state, networks.given), "denoiser": networks.denoiser_config()}
+    return {**kept, "adapted": networks.fingerprint}
 
 
 def validation_figures(evaluator: Evaluator, trainer: Any) -> dict[str, float]:
