@@ -118,17 +118,21 @@ def draw(evaluator: Evaluator, trainer: Trainer | None, seeds: Sequence[int], *h
         return evaluator.encoded_sample(seeds, *how, **settings)
 
 
+def drawn(module: Any, batch: Seeds) -> Tensor:
+    """Return what `module` draws for `batch`, `(B, *shape)` in the data's units."""
+    samples: Tensor = module.sample(batch.seeds.tolist(), condition=batch.condition)
+    return samples
+
+
 def predict(module: Any, batch: Seeds, rejection: Rejection | None) -> Tensor | RejectionResult:
-    """Return what `module` draws for `batch`, `(B, *shape)`; with `rejection` until it satisfies the constraints."""
+    """Return the same; with `rejection` each sample is drawn, of the same condition, until it is feasible."""
 
-    def drawn(seeds: list[int], rows: list[int]) -> Tensor:
-        samples: Tensor = module.sample(seeds, condition=take(batch.condition, rows))
-        return samples
+    def again(seeds: list[int], rows: list[int]) -> Tensor:
+        return drawn(module, Seeds(torch.tensor(seeds), take(batch.condition, rows)))
 
-    seeds = batch.seeds.tolist()
     if rejection is None:
-        return drawn(seeds, list(range(len(seeds))))
-    return rejection_sample(drawn, module.steering.feasible, seeds, rejection.max_draws)
+        return drawn(module, batch)
+    return rejection_sample(again, module.steering.feasible, batch.seeds.tolist(), rejection.max_draws)
 
 
 def bank(networks: Networks, loss: PenaltyLoss, data: Any) -> tuple[Tensor, Tensor] | None:

@@ -155,7 +155,7 @@ class ConstrainedDiffusion(TrainedModule):
         if dataloader_idx == 0:
             self.evaluator.held_out.update(self.held_out_loss(batch), len(batch.clean))
         else:
-            self.evaluator.tallies["val"].update(hooks.predict(self, batch, None), batch.condition)
+            self.evaluator.tallies["val"].update(hooks.drawn(self, batch), batch.condition)
 
     def held_out_loss(self, batch: Batch) -> Tensor:
         """Return the EMA network's mean error on `batch`, measured and weighted as in training; noise keyed by row."""
