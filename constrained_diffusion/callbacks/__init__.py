@@ -5,6 +5,7 @@ from constrained_diffusion.callbacks.controllers.base import ConstraintCallback,
 from constrained_diffusion.callbacks.controllers.dual_ascent import DualAscent, NuPI
 from constrained_diffusion.callbacks.controllers.fixed_penalty import FeasibilityGrowth, FixedPenalty
 from constrained_diffusion.callbacks.controllers.penalty_scheduler import PenaltyScheduler
+from constrained_diffusion.callbacks.output.asked_grids import AskedGrids
 from constrained_diffusion.callbacks.output.certificate import Certificate
 from constrained_diffusion.callbacks.output.noise_report import NoiseReport
 from constrained_diffusion.callbacks.output.noise_results import NoiseResults
@@ -24,6 +25,7 @@ from constrained_diffusion.callbacks.run.status import DivergedError, FitStatus
 from constrained_diffusion.noise_optimization.hooks import NoiseCallback
 
 __all__ = [
+    "AskedGrids",
     "AugmentedLagrangian",
     "BestFeasible",
     "Certificate",

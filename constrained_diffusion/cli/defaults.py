@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from constrained_diffusion.callbacks import (
+    AskedGrids,
     BestFeasible,
     Certificate,
     Export,
@@ -58,4 +59,4 @@ def callbacks(model: LightningModule, config: str, fit: bool) -> list[Callback]:
     if not isinstance(model, ConstrainedDiffusion):
         return everyone
     fitting: list[Callback] = [GradientCheck(), FitStatus(), BestFeasible()] if fit else [SampleWriter(), Certificate()]
-    return [*everyone, *fitting, SampleGrid(), Overlays(), Results(config), Report()]
+    return [*everyone, *fitting, SampleGrid(), AskedGrids(), Overlays(), Results(config), Report()]

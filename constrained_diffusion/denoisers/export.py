@@ -19,8 +19,7 @@ from constrained_diffusion.denoisers.autoencoder import Autoencoder
 from constrained_diffusion.denoisers.config import denoiser_config, is_diffusers
 from constrained_diffusion.denoisers.loading import CONFIG_NAME, WEIGHTS_NAME
 from constrained_diffusion.denoisers.lora_files import LORA_NAME, save_lora
-from constrained_diffusion.denoisers.schedule import scheduler_config
-from constrained_diffusion.diffusion.variance_preserving import VariancePreserving
+from constrained_diffusion.denoisers.schedule import DiffusersSchedule, scheduler_config
 
 _OURS = {
     CONFIG_NAME,
@@ -100,8 +99,8 @@ def _write(denoiser: Denoiser, network: nn.Module, folder: Path) -> None:
         latent = isinstance(denoiser.codec, Autoencoder)
         _write_diffusers(network, scheduler_config(denoiser.noise_schedule), folder, latent)
         del config["network"]
-        if type(denoiser.noise_schedule) is not VariancePreserving:
-            del config["noise_schedule"]  # the scheduler's own file says it
+        if isinstance(denoiser.noise_schedule, DiffusersSchedule):
+            del config["noise_schedule"]  # the scheduler's own file says it all
     else:
         weights = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in network.state_dict().items()}
         save_file(weights, folder / WEIGHTS_NAME)

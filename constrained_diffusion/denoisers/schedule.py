@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import math
 import warnings
 from typing import Any
 
+from constrained_diffusion.denoisers.other_schedules import SOLVERS, UNSUPPORTED, consistency, edm, flow, refuse
 from constrained_diffusion.diffusion.flow_matching import FlowMatching
 from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
-from constrained_diffusion.diffusion.variance_exploding import Kind, VarianceExploding
+from constrained_diffusion.diffusion.variance_exploding import VarianceExploding
 from constrained_diffusion.diffusion.variance_preserving import VariancePreserving
 
 LONGEST = 1_000_000  #: noise levels; a thousand are usual
@@ -18,18 +18,6 @@ OWN_STEP = {  # schedulers of first order, whose step is ours too
     *("FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler", "CMStochasticIterativeScheduler"),
 }
 SCALED = ("Euler", "Heun", "KDPM2", "LMS")  #: what those schedulers begin with that work on x_t / s
-SOLVERS = ("DPMSolver", "UniPC", "DEIS", "SASolver")  #: and those that leave the cleanest level of a grid out
-# Settings that would change levels or steps and are not supported, with the value at which they do nothing.
-UNSUPPORTED: dict[str, Any] = {
-    **dict.fromkeys(("thresholding", "use_beta_sigmas", "use_lu_lambdas"), False),
-    "snr_shift_scale": 1.0,
-    "interpolation_type": "linear",
-    "timestep_type": "discrete",
-}
-UNSUPPORTED_FLOW: dict[str, Any] = {
-    **dict.fromkeys(("invert_sigmas", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"), False),
-    **dict.fromkeys(("shift_terminal", "scale_factors"), None),
-}
 
 
 class DiffusersSchedule(VariancePreserving):
@@ -61,7 +49,7 @@ class DiffusersSchedule(VariancePreserving):
             raise ValueError(
                 f"a scheduler config has no setting '{unknown[0]}'; expected some of {', '.join(expected)}."
             )
-        _refuse(config, UNSUPPORTED)
+        refuse(config, UNSUPPORTED)
         levels = config.get("num_train_timesteps", 1000)
         if type(levels) is not int or not 1 <= levels <= LONGEST:
             raise ValueError(f"num_train_timesteps must be an integer in 1 .. {LONGEST:,}, got {str(levels)[:80]}.")
@@ -73,7 +61,7 @@ class DiffusersSchedule(VariancePreserving):
             raise ValueError(f"this scheduler config does not make a DDPMScheduler: {error}.") from error
         abar = scheduler.alphas_cumprod
         if class_name.startswith(("Euler", "DPMSolverMultistep", "UniPC")) and config.get("rescale_betas_zero_snr"):
-            abar[-1] = 2**-24  # as these do, so that sigma / s is finite
+            abar = abar.clamp(min=2**-24)  # as these do, so that sigma / s is finite
         lcm, settings = class_name == "LCMScheduler", sampler_settings(config)
         super().__init__(
             abar,
@@ -83,18 +71,8 @@ class DiffusersSchedule(VariancePreserving):
             float(config.get("timestep_scaling") or 10.0) if lcm else None,
             "log" if settings.get("spacing", "").startswith(("karras", "exponential")) else "linear",
         )
-        self.config: dict[str, Any] = {key: scheduler.config[key] for key in expected}
-        if "_class_name" in config:
-            self.config = {**config, **self.config}
-
-
-def _refuse(config: dict[str, Any], unsupported: dict[str, Any]) -> None:
-    for key, harmless in unsupported.items():
-        if config.get(key) not in (None, harmless):
-            raise ValueError(
-                f"the scheduler sets {key} to {str(config[key])[:40]}, which is not supported: expected {harmless}; "
-                "take it out of scheduler_config.json, or give `noise_schedule` and `sampler` yourself."
-            )
+        written = {key: scheduler.config[key] for key in expected}
+        self.config: dict[str, Any] = dict(config) if "_class_name" in config else written
 
 
 def is_flow(config: dict[str, Any]) -> bool:
@@ -112,7 +90,8 @@ def sampler_settings(config: dict[str, Any]) -> dict[str, Any]:
 
     name = str(config["_class_name"])
     cls: Any = getattr(diffusers, name, diffusers.DDIMScheduler)
-    full = cls.from_config({key: value for key, value in config.items() if not key.startswith("_")}).config
+    defaults = {key: parameter.default for key, parameter in inspect.signature(cls.__init__).parameters.items()}
+    full = {**defaults, **config}
     spacing, start = full.get("timestep_spacing", "leading"), "marginal"
     if name.startswith(SCALED):
         start = "marginal" if spacing == "leading" else "noise"
@@ -151,11 +130,11 @@ def read_schedule(config: dict[str, Any], tokens: int = 4096, time_scale: float 
     name = str(config.get("_class_name", "DDPMScheduler"))
     try:
         if name in ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"):
-            schedule: NoiseSchedule = _edm(config)
+            schedule: NoiseSchedule = edm(config)
         elif name == "CMStochasticIterativeScheduler":
-            schedule = _consistency(config)
+            schedule = consistency(config)
         elif is_flow(config):
-            schedule = _flow(config, name, config.get("_tokens", tokens), config.get("_time_scale", time_scale))
+            schedule = flow(config, config.get("_tokens", tokens), config.get("_time_scale", time_scale))
         else:
             schedule = DiffusersSchedule(config)
     except (TypeError, ArithmeticError) as error:
@@ -167,57 +146,6 @@ def read_schedule(config: dict[str, Any], tokens: int = 4096, time_scale: float 
             stacklevel=2,
         )
     return schedule
-
-
-def _flow(config: dict[str, Any], name: str, tokens: int, time_scale: float) -> FlowMatching:
-    _refuse(config, UNSUPPORTED_FLOW)
-    dynamic = config.get("use_dynamic_shifting", False)
-    shift = config.get("flow_shift", config.get("shift", 1.0)) or 1.0
-    if dynamic:  # FLUX's: more tokens, more noise
-        low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-        base, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
-        mu = base + (most - base) * (tokens - low) / (high - low)
-        shift = math.exp(mu) if config.get("time_shift_type", "exponential") == "exponential" else mu
-    spacing = "linear" if dynamic else "training"
-    if name.startswith(SOLVERS):
-        spacing = "unipc" if name.startswith("UniPC") else "dpm"
-    settings = {"spacing": spacing, "renoise": bool(config.get("stochastic_sampling", False))}
-    schedule = FlowMatching(shift, config.get("num_train_timesteps", 1000), time_scale, settings | _own(config))
-    schedule.config = {**config, "_tokens": tokens, "_time_scale": time_scale}
-    return schedule
-
-
-def _edm(config: dict[str, Any]) -> VarianceExploding:
-    _refuse(config, {"thresholding": False})
-    kinds: dict[str, Kind] = {"epsilon": "edm", "v_prediction": "edm_v"}
-    prediction = config.get("prediction_type", "epsilon")
-    if prediction not in kinds:
-        raise ValueError(f"prediction_type must be one of {', '.join(kinds)} for EDM, got '{str(prediction)[:40]}'.")
-    settings = {
-        "spacing": config.get("sigma_schedule", "karras"),
-        "set_alpha_to_one": config.get("final_sigmas_type", "zero") == "zero",
-    }
-    return _exploding(config, config.get("num_train_timesteps", 1000), kinds[prediction], settings)
-
-
-def _consistency(config: dict[str, Any]) -> VarianceExploding:
-    _refuse(config, {"s_noise": 1.0})
-    settings = {"spacing": "list", "clip_sample": config.get("clip_denoised", True), "start": "noise"}
-    return _exploding(config, config.get("num_train_timesteps", 40), "consistency", settings)
-
-
-def _exploding(config: dict[str, Any], total: int, kind: Kind, settings: dict[str, Any]) -> VarianceExploding:
-    known = {"sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5, "rho": 7.0}
-    numbers = {name: config.get(name, default) for name, default in known.items()}
-    schedule = VarianceExploding(**numbers, num_timesteps=total, kind=kind, sampler_settings=settings | _own(config))
-    schedule.config = dict(config)
-    return schedule
-
-
-def _own(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the sampler's settings that no scheduler of diffusers has a word for; see `scheduler_config`."""
-    settings: dict[str, Any] = config.get("_sampler_settings", {})
-    return settings
 
 
 def scheduler_config(schedule: NoiseSchedule) -> dict[str, Any]:

@@ -127,14 +127,18 @@ class Preconditioned(PredictionType):
     sigma_min: float = 0.0
     sign: float = 1.0
 
+    def _above(self, sigma: Tensor) -> Tensor:
+        above = sigma - self.sigma_min
+        return above.masked_fill(above < 1e-5 * self.sigma_min, 0.0)  # sigma_min itself, but for rounding
+
     def _factors(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        above, variance = sigma - self.sigma_min, self.sigma_data**2
+        above, variance = self._above(sigma), self.sigma_data**2
         skip = variance / (above.square() + variance)
         return skip, self.sign * above * self.sigma_data / (sigma.square() + variance).sqrt()
 
     # Target and noise are written out, for (x_0 - c_skip x) / c_out loses its digits at low noise.
     def target(self, clean: Tensor, noise: Tensor, signal: Tensor, sigma: Tensor) -> Tensor:
-        above, variance = sigma - self.sigma_min, self.sigma_data**2
+        above, variance = self._above(sigma), self.sigma_data**2
         numerator = above * (clean + self.sigma_min * noise) - variance * noise
         scale = (sigma.square() + variance).sqrt() / (above.square() + variance)
         return self.sign / self.sigma_data * scale * numerator
@@ -144,7 +148,7 @@ class Preconditioned(PredictionType):
         return skip * noisy + out * output
 
     def to_noise(self, output: Tensor, noisy: Tensor, signal: Tensor, sigma: Tensor) -> Tensor:
-        above, variance = sigma - self.sigma_min, self.sigma_data**2
+        above, variance = self._above(sigma), self.sigma_data**2
         of_noisy = above / (above.square() + variance)
         return of_noisy * noisy - self.sign * self.sigma_data / (sigma.square() + variance).sqrt() * output
 

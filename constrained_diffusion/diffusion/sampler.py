@@ -86,7 +86,8 @@ class Sampler:
     def coefficients(self, schedule: NoiseSchedule, pair: Pair) -> tuple[float, float, float]:
         """Return the factors of the predicted clean sample, the predicted noise and the injected noise."""
         if self.of(schedule).renoise:
-            return pair[1].signal, 0.0, math.sqrt(max(pair[1].sigma ** 2 - schedule.least_sigma**2, 0.0))
+            sigma, held = pair[1].sigma, schedule.least_sigma
+            return pair[1].signal, 0.0, math.sqrt(sigma**2 - held**2) if sigma > held * (1 + 1e-6) else 0.0
         return step_coefficients(*pair, self.eta)
 
     def injects(self, schedule: NoiseSchedule, pair: Pair) -> bool:

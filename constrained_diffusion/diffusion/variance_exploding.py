@@ -28,7 +28,8 @@ class VarianceExploding(NoiseSchedule):
         rho: the list is even in sigma^(1 / rho).
         num_timesteps: T.
         kind: what the network returns: F of EDM, -F, which diffusers calls v_prediction, or F of a consistency model.
-        sampler_settings: arguments of `Sampler` in place of the family's: spacing "karras", not clipped.
+        sampler_settings: arguments of `Sampler` in place of the family's: spacing "karras", not clipped; of a
+            consistency model: "list", clipped, with fresh noise after each step, from noise of sigma_max alone.
 
     Raises:
         ValueError: not 0 < sigma_min < sigma_max, or fewer than two levels.
@@ -55,7 +56,9 @@ class VarianceExploding(NoiseSchedule):
         self.num_timesteps, self.kind, self.prediction_type = num_timesteps, kind, kind
         self.least_sigma = sigma_min if kind == "consistency" else 0.0
         self.prediction = Preconditioned(sigma_data, self.least_sigma, -1.0 if kind == "edm_v" else 1.0)
-        own = {"spacing": "karras", "clip_sample": kind == "consistency", "renoise": kind == "consistency"}
+        own: dict[str, Any] = {"spacing": "karras", "clip_sample": False}
+        if kind == "consistency":
+            own = {"spacing": "list", "clip_sample": True, "renoise": True, "start": "noise"}
         self.sampler_settings = {**own, **(sampler_settings or {})}
 
     def signal_and_sigma(self, timesteps: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:

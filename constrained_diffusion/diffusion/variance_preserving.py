@@ -147,7 +147,7 @@ class VariancePreserving(NoiseSchedule):
         ratios = _ratio(self.alphas_cumprod.double()).cpu().numpy()
         if np.isinf(ratios[high]):
             raise ValueError(
-                f"spacing '{curve}' expects a largest sigma, which is infinite where alpha-bar ends in 0; take trailing."
+                f"spacing '{curve}' expects a largest sigma: it is infinite where alpha-bar ends in 0; take trailing."
             )
         wanted = np.asarray(grids.SIGMAS[curve](float(ratios[low]), float(ratios[high]), steps))
         if self.between == "log":

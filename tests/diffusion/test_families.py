@@ -12,6 +12,8 @@ import torch
 from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
 from constrained_diffusion.diffusion.sampler import Sampler, sample
 
+# diffusers' Euler schedulers make numpy arrays of tensors in a way that numpy 2 deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 ZERO = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 CURVES: list[dict[str, Any]] = [{}, {"use_karras_sigmas": True}, {"use_exponential_sigmas": True}]
@@ -36,7 +38,7 @@ def tools(draw: Any, predictor: Any, diffusers_sample: Any) -> Any:
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize("final", ["zero", "sigma_min"])
 def test_euler(spacing: str, curve: dict[str, Any], kind: str, final: str, read: Any, tools: Any) -> None:
-    settings = {"prediction_type": kind, "timestep_spacing": spacing, "final_sigmas_type": final, "steps_offset": 1}
+    settings: dict[str, Any] = {"prediction_type": kind, "timestep_spacing": spacing, "final_sigmas_type": final}
     settings["steps_offset"] = int(spacing == "leading")
     scheduler = diffusers.EulerDiscreteScheduler(**SD, **settings, **curve)
     agree(read(scheduler), scheduler, Sampler(7), tools, None)
@@ -46,8 +48,8 @@ def test_euler(spacing: str, curve: dict[str, Any], kind: str, final: str, read:
 @pytest.mark.parametrize("name", ["EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"])
 def test_euler_from_no_signal_at_all(kind: str, name: str, read: Any, tools: Any) -> None:
     scheduler = getattr(diffusers, name)(**SD, **ZERO, prediction_type=kind)
-    eta = float("Ancestral" in name)
-    agree(read(scheduler), scheduler, Sampler(9, eta), tools, None)
+    # From sigma = 4096 their single precision loses the more, the longer the first step is: 1e-5 of nine steps.
+    agree(read(scheduler), scheduler, Sampler(20, float("Ancestral" in name)), tools, None)
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])

@@ -1,13 +1,21 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
 from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.denoisers.schedule import DiffusersSchedule
+from constrained_diffusion.diffusion.flow_matching import FlowMatching
+from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
 from constrained_diffusion.diffusion.normalizer import Normalizer
+from constrained_diffusion.diffusion.prediction import Prediction
 from constrained_diffusion.diffusion.sampler import Sampler, sample, seeded_noise
 from constrained_diffusion.diffusion.token_sampler import PyramidSampler, pyramid, token_sample
+from constrained_diffusion.diffusion.variance_exploding import VarianceExploding
+from constrained_diffusion.diffusion.variance_preserving import VariancePreserving
 from constrained_diffusion.domains.mazes.planners import RecurrentPlanner, TransformerPlanner
 
 
@@ -80,3 +88,24 @@ def test_matrices_and_lags_that_are_none_are_refused(denoiser: Denoiser) -> None
         PyramidSampler(lag=-1)
     with pytest.raises(ValueError, match="needs 3 slices"):
         token_sample(denoiser.predict, denoiser.noise_schedule, z, Sampler(steps=3, eta=1.0), pyramid(3, 5))
+
+
+@pytest.mark.parametrize("schedule", [FlowMatching(3.0), VarianceExploding(), VariancePreserving([0.9, 0.5, 0.1])])
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_the_full_sequence_is_the_plain_sampler_in_every_family(
+    schedule: NoiseSchedule, eta: float, draw: Any, predictor: Any
+) -> None:
+    sampler = Sampler(3, eta, clip_sample=False)
+    z = draw(2, 1 + sampler.injecting_steps(schedule), 5)
+    alone = predictor(schedule)
+
+    def by_token(noisy: Tensor, timesteps: Tensor) -> Prediction:
+        flat = alone(noisy.reshape(-1, 1), timesteps.reshape(-1))
+        return Prediction(*(part.reshape(noisy.shape) for part in flat))
+
+    def whole(noisy: Tensor, timesteps: Tensor) -> Prediction:
+        return by_token(noisy, timesteps[:, None].expand(noisy.shape))
+
+    expected = sample(whole, schedule, z, sampler)
+    found = token_sample(by_token, schedule, z, sampler, pyramid(3, 5, lag=0))
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)

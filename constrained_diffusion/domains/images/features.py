@@ -183,10 +183,25 @@ class ReferenceFeatures:
         Raises:
             ValueError: there is no class of that number.
         """
-        classes = list(range(len(self.count)))
-        if label is not None and label not in classes:
-            raise ValueError(f"the reference features hold the classes 0 to {classes[-1]}, so not the label {label}.")
-        kept = [c for c in classes if c != label]
+        if label is not None:
+            self._check(label)
+        return self._of([c for c in range(len(self.count)) if c != label])
+
+    def only(self, label: int) -> ReferenceStatistics:
+        """Return the statistics of the class `label` alone.
+
+        Raises:
+            ValueError: there is no class of that number.
+        """
+        self._check(label)
+        return self._of([label])
+
+    def _check(self, label: int) -> None:
+        last = len(self.count) - 1
+        if not 0 <= label <= last:
+            raise ValueError(f"the reference features hold the classes 0 to {last}, so not the label {label}.")
+
+    def _of(self, kept: list[int]) -> ReferenceStatistics:
         n = self.count[kept].sum()
         mean = self.sum[kept].sum(0) / n
         covariance = (self.outer[kept].sum(0) - n * torch.outer(mean, mean)) / (n - 1)
