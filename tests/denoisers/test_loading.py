@@ -98,7 +98,7 @@ def test_a_bare_model_folder_needs_a_schedule(pipeline: Path, reference: Any, an
 
 def test_what_is_given_replaces_the_sources_own(pipeline: Path) -> None:
     codec, schedule = Normalizer(mean=3.0), VariancePreserving([0.9, 0.5])
-    denoiser = PretrainedDenoiser(str(pipeline), codec, noise_schedule=schedule, sample_shape=(1, 16, 16))
+    denoiser = PretrainedDenoiser(str(pipeline), codec=codec, noise_schedule=schedule, sample_shape=(1, 16, 16))
     assert denoiser.codec is codec
     assert denoiser.noise_schedule is schedule
     assert denoiser.sample_shape == (1, 16, 16)
