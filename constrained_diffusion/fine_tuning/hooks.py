@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, Protocol, runtime_checkable
 
@@ -19,6 +19,7 @@ from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.denoisers.reading import check_reading
 from constrained_diffusion.diffusion.normalizer import MeasuredNormalizer, Normalizer
 from constrained_diffusion.diffusion.rejection import Rejection, RejectionResult, check_rejection, rejection_sample
+from constrained_diffusion.fine_tuning.checkpoint import own_state
 from constrained_diffusion.fine_tuning.evaluator import Evaluator
 from constrained_diffusion.fine_tuning.loss import PenaltyLoss
 from constrained_diffusion.fine_tuning.networks import Networks
@@ -117,17 +118,21 @@ def draw(evaluator: Evaluator, trainer: Trainer | None, seeds: Sequence[int], *h
         return evaluator.encoded_sample(seeds, *how, **settings)
 
 
+def drawn(module: Any, batch: Seeds) -> Tensor:
+    """Return what `module` draws for `batch`, `(B, *shape)` in the data's units."""
+    samples: Tensor = module.sample(batch.seeds.tolist(), condition=batch.condition)
+    return samples
+
+
 def predict(module: Any, batch: Seeds, rejection: Rejection | None) -> Tensor | RejectionResult:
-    """Return what `module` draws for `batch`, `(B, *shape)`; with `rejection` until it satisfies the constraints."""
+    """Return the same; with `rejection` each sample is drawn, of the same condition, until it is feasible."""
 
-    def drawn(seeds: list[int], rows: list[int]) -> Tensor:
-        samples: Tensor = module.sample(seeds, condition=take(batch.condition, rows))
-        return samples
+    def again(seeds: list[int], rows: list[int]) -> Tensor:
+        return drawn(module, Seeds(torch.tensor(seeds), take(batch.condition, rows)))
 
-    seeds = batch.seeds.tolist()
     if rejection is None:
-        return drawn(seeds, list(range(len(seeds))))
-    return rejection_sample(drawn, module.steering.feasible, seeds, rejection.max_draws)
+        return drawn(module, batch)
+    return rejection_sample(again, module.steering.feasible, batch.seeds.tolist(), rejection.max_draws)
 
 
 def bank(networks: Networks, loss: PenaltyLoss, data: Any) -> tuple[Tensor, Tensor] | None:
@@ -146,6 +151,21 @@ def bank(networks: Networks, loss: PenaltyLoss, data: Any) -> tuple[Tensor, Tens
     clean = data.bank(BANK).to(networks.device, torch.promote_types(networks.dtype, torch.float32))
     feasible = torch.cat([loss.steering.feasible(part) for part in clean.split(256)])
     return torch.cat([networks.denoiser.codec.encode(part) for part in clean.split(256)]), feasible
+
+
+def prepare(networks: Networks, loss: PenaltyLoss, data: Any) -> None:
+    """Make ready for a fit on the data module `data`: rows encoded, the model looked at, the bank filled."""
+    encode_rows(networks.denoiser, data, networks.device)
+    if loss.steering.names:  # there is a pretrained model, which should be what its config says
+        check_own_samples(networks.denoiser, data)
+    networks.trained.train()  # pretrained networks arrive in eval mode
+    loss.bank = bank(networks, loss, data)
+
+
+def to_keep(networks: Networks, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a checkpoint holds of a module with these networks and this `state`."""
+    kept = {"state_dict": own_state(state, networks.given), "denoiser": networks.denoiser_config()}
+    return {**kept, "adapted": networks.fingerprint}
 
 
 def validation_figures(evaluator: Evaluator, trainer: Any) -> dict[str, float]:

@@ -16,7 +16,7 @@ from constrained_diffusion.diffusion.rejection import Rejection, RejectionResult
 from constrained_diffusion.diffusion.sampler import Sampler
 from constrained_diffusion.evaluation import Evaluation
 from constrained_diffusion.fine_tuning import hooks, noising
-from constrained_diffusion.fine_tuning.checkpoint import check_state, own_state, read_ema
+from constrained_diffusion.fine_tuning.checkpoint import check_state, read_ema
 from constrained_diffusion.fine_tuning.evaluator import Evaluator
 from constrained_diffusion.fine_tuning.formulation import Formulation
 from constrained_diffusion.fine_tuning.loss import MinSNR, PenaltyLoss
@@ -43,16 +43,13 @@ class ConstrainedDiffusion(TrainedModule):
         open_from, decode_rows: for "conditioned_algorithm1", and where decoding is dear; see `PenaltyLoss`.
         evaluation: what `validate` and `test` measure on samples; by default g alone.
         sampler, guide: how samples are drawn in evaluation and prediction, and what steers every drawing.
-        ema_decay: decay of the moving average of the weights, which every sample is drawn from.
         loss_weight: weights of the diffusion loss by noise level; None: all alike.
         noise_levels, timestep_density: levels that differ from token to token, and how levels are spread; None: evenly.
-        lora: keyword arguments of `peft.LoraConfig`; None trains all weights.
-        merge_lora: export the whole network with its adapters merged, rather than the adapters of a pipeline alone.
+        ema_decay, lora, gradient_checkpointing, merge_lora: see `Networks` and its `export`; samples are of the EMA.
         max_violation_rate: a fit is feasible where the upper 95 % bound of the share of violations is at most this.
         rejection: let `predict` draw for every seed until its sample satisfies the constraints; None: one draw.
         condition_dropout: the share of training rows that are told nothing, as guidance needs in pretraining.
         guided_penalty: let constraints see the predicted clean sample with guidance, at twice the cost of a step.
-        gradient_checkpointing: see `Networks`; `guided_penalty` on large networks wants it.
         seed, optimizer, lr_scheduler: see `TrainedModule`.
 
     Raises:
@@ -89,11 +86,11 @@ class ConstrainedDiffusion(TrainedModule):
     ) -> None:
         super().__init__(seed, optimizer, lr_scheduler)
         given = [constraints] if isinstance(constraints, Constraint) else list(constraints or [])
-        steering = Steering(given)
-        self.loss = self.loss_class(steering, denoiser, formulation, max_timestep, loss_weight, open_from, decode_rows)
+        how = formulation, max_timestep, loss_weight, open_from, decode_rows
+        self.loss = self.loss_class(Steering(given), denoiser, *how)
         hooks.check_settings(self.loss, noise_levels, condition_dropout, rejection)
         self.networks = Networks(denoiser, ema_decay, lora, bool(given), gradient_checkpointing)
-        self.evaluator = Evaluator(self.networks, steering, evaluation, sampler, guide)
+        self.evaluator = Evaluator(self.networks, self.steering, evaluation, sampler, guide)
         self.evaluation, self.guide = self.evaluator.evaluation, guide  # here, so that Lightning moves them
         self.noising = noise_levels, guide, timestep_density, condition_dropout  # as `draw_training` takes them
         self.guided_penalty, self.condition_dropout = guided_penalty and bool(given), condition_dropout
@@ -132,14 +129,7 @@ class ConstrainedDiffusion(TrainedModule):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        data = getattr(self.trainer, "datamodule", None)
-        hooks.encode_rows(self.denoiser, data, self.device)
-        if self.steering.names:  # there is a pretrained model, which should be what its config says
-            hooks.check_own_samples(self.denoiser, data)
-
-    def on_train_start(self) -> None:
-        self.networks.trained.train()  # pretrained networks arrive in eval mode
-        self.loss.bank = hooks.bank(self.networks, self.loss, getattr(self.trainer, "datamodule", None))
+        hooks.prepare(self.networks, self.loss, getattr(self.trainer, "datamodule", None))
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         key = self.seed, self.batches_seen
@@ -165,8 +155,7 @@ class ConstrainedDiffusion(TrainedModule):
         if dataloader_idx == 0:
             self.evaluator.held_out.update(self.held_out_loss(batch), len(batch.clean))
         else:
-            samples = self.sample(batch.seeds.tolist(), condition=batch.condition)
-            self.evaluator.tallies["val"].update(samples, batch.condition)
+            self.evaluator.tallies["val"].update(hooks.drawn(self, batch), batch.condition)
 
     def held_out_loss(self, batch: Batch) -> Tensor:
         """Return the EMA network's mean error on `batch`, measured and weighted as in training; noise keyed by row."""
@@ -195,9 +184,7 @@ class ConstrainedDiffusion(TrainedModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        state = own_state(checkpoint["state_dict"], self.networks.given)
-        checkpoint |= {"state_dict": state, "denoiser": self.networks.denoiser_config()}
-        checkpoint["adapted"] = self.networks.fingerprint
+        checkpoint |= hooks.to_keep(self.networks, checkpoint["state_dict"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_state(checkpoint, self.state_dict(), self.networks.given, self.networks.fingerprint)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -37,13 +37,29 @@ def test_a_plain_network_with_one_or_many_noise_levels() -> None:
     assert denoiser(noisy, torch.tensor([4, 5]))[:, 0, 0].tolist() == [4, 5]
     levels = torch.tensor([[1, 2, 3], [4, 5, 6]])
     assert denoiser(noisy, levels)[..., 0].tolist() == levels.tolist()
-    assert denoiser(noisy, torch.tensor([4, 5]), torch.tensor(10.0))[:, 0, 0].tolist() == [14, 15]
+    told = {"condition": torch.tensor([10.0, 20.0])[:, None, None]}
+    assert denoiser(noisy, torch.tensor([4, 5]), told)[:, 0, 0].tolist() == [14, 25]
     prediction = denoiser.predict(noisy, levels)
     assert prediction.clean.shape == noisy.shape
 
 
-def test_an_answer_may_be_an_object_with_a_sample() -> None:
-    wrapped = Denoiser(Tokens(lambda x: SimpleNamespace(sample=x)), schedule(), sample_shape=(2,))
+class Answer(NamedTuple):
+    extra: Tensor
+    sample: Tensor
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda x: SimpleNamespace(sample=x),
+        lambda x: {"sample": x},
+        lambda x: (x,),
+        lambda x: (x, 2 * x),
+        lambda x: Answer(2 * x, x),
+    ],
+)
+def test_an_answer_may_hold_a_sample(wrap: Any) -> None:
+    wrapped = Denoiser(Tokens(wrap), schedule(), sample_shape=(2,))
     noisy, timesteps = torch.randn(3, 2), torch.tensor([0, 1, 2])
     assert torch.equal(wrapped(noisy, timesteps), Denoiser(Tokens(), schedule(), sample_shape=(2,))(noisy, timesteps))
 
@@ -65,9 +81,9 @@ def test_class_labels_reach_a_class_conditional_unet(unet: Any) -> None:
     network = unet(num_class_embeds=5)
     denoiser = Denoiser(network, schedule())
     noisy, timesteps, labels = torch.randn(2, 1, 8, 8), torch.tensor([0, 49]), torch.tensor([1, 4])
-    given = denoiser(noisy, timesteps, labels)
+    given = denoiser(noisy, timesteps, {"class_labels": labels})
     assert torch.equal(given, network(noisy, timesteps, class_labels=labels).sample)
-    assert not torch.equal(given, denoiser(noisy, timesteps, torch.tensor([1, 3])))
+    assert not torch.equal(given, denoiser(noisy, timesteps, {"class_labels": torch.tensor([1, 3])}))
 
 
 def test_hidden_states_reach_a_conditional_unet() -> None:
@@ -87,9 +103,9 @@ def test_hidden_states_reach_a_conditional_unet() -> None:
     denoiser = Denoiser(network, schedule())
     noisy, timesteps, states = torch.randn(2, 2, 8, 8), torch.tensor([0, 49]), torch.randn(2, 3, 6)
     assert denoiser.sample_shape == (2, 8, 8)
-    given = denoiser(noisy, timesteps, states)
+    given = denoiser(noisy, timesteps, {"encoder_hidden_states": states})
     assert torch.equal(given, network(noisy, timesteps, encoder_hidden_states=states).sample)
-    assert not torch.equal(given, denoiser(noisy, timesteps, 2 * states))
+    assert not torch.equal(given, denoiser(noisy, timesteps, {"encoder_hidden_states": 2 * states}))
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
@@ -159,8 +175,8 @@ class Wrong(nn.Module):
     [
         (lambda x: x[:, :1], ValueError, r"shape of its input, \(2, 3, 4, 4\), but returned \(2, 1, 4, 4\)"),
         (lambda x: x[:1], ValueError, r"but returned \(1, 3, 4, 4\)"),
-        (lambda x: (x,), TypeError, "but returned a tuple; wrap it in a module"),
-        (lambda x: {"sample": x}, TypeError, "but returned a dict"),
+        (lambda x: (), TypeError, "but returned a tuple; wrap it in a module"),
+        (lambda x: {"output": x}, TypeError, "but returned a dict"),
         (lambda x: SimpleNamespace(output=x), TypeError, "but returned a SimpleNamespace"),
         (lambda x: x > 0, TypeError, "but returned a tensor of torch.bool"),
     ],
@@ -186,9 +202,53 @@ def test_a_trial_of_the_network_leaves_no_trace() -> None:
     assert all(torch.equal(value, before[key]) for key, value in denoiser.state_dict().items())
 
 
-def test_a_network_that_wants_a_condition_is_not_tried() -> None:
+def test_the_first_half_of_a_network_that_learnt_its_variance_is_the_answer(unet: Any) -> None:
+    network = unet(out_channels=2)
+    noisy, timesteps = torch.randn(2, 1, 8, 8), torch.tensor([0, 49])
+    assert torch.equal(Denoiser(network, schedule())(noisy, timesteps), network(noisy, timesteps).sample[:, :1])
+
+
+class Branches(nn.Module):
+    """Adds what it is told, and notes how many rows it was called with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[int] = []
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, label: Tensor, more: dict[str, Tensor]) -> Tensor:
+        self.rows.append(len(noisy))
+        return noisy + label[:, None] + more["shift"]
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
+def test_guidance_leads_away_from_the_null_condition_in_one_call(scale: float) -> None:
+    network, null = Branches(), {"label": 5.0, "more.shift": [1.0, 2.0]}
+    denoiser = Denoiser(network, schedule(), Normalizer(), (2,), scale, null)
+    noisy, timesteps = torch.randn(3, 2), torch.tensor([0, 10, 49])
+    told = {"label": torch.tensor([1.0, 2.0, 3.0]), "more.shift": torch.tensor([[0.0, 4.0]] * 3)}
+    empty = noisy + 5 + torch.tensor([1.0, 2.0])
+    full = noisy + torch.tensor([[1.0], [2.0], [3.0]]) + torch.tensor([0.0, 4.0])
+    prediction = denoiser.predictor(told)(noisy, timesteps)
+    torch.testing.assert_close(prediction.output, empty + scale * (full - empty))
+    assert network.rows == [3 if scale == 1 else 6]
+    assert torch.equal(denoiser.predict(noisy, timesteps, told).output, full)  # a training step is not guided
+
+
+def test_a_negative_scale_is_refused() -> None:
+    with pytest.raises(ValueError, match="guidance_scale must be at least 0, got -1"):
+        Denoiser(Branches(), schedule(), Normalizer(), (2,), -1.0, {"label": 0.0})
+
+
+def test_a_network_that_wants_a_condition_is_tried_with_it() -> None:
     class Conditional(nn.Module):
         def forward(self, noisy: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
             return noisy + condition
 
-    Denoiser(Conditional(), VariancePreserving(torch.linspace(0.99, 0.1, 10)), sample_shape=(2,)).check_data((2,))
+    denoiser = Denoiser(Conditional(), VariancePreserving(torch.linspace(0.99, 0.1, 10)), sample_shape=(2,))
+    denoiser.check_data((2,), {"condition": torch.ones(2, 2)})
+    with pytest.raises(ValueError, match="Conditional needs condition, which nobody gives"):
+        denoiser.check_data((2,))
+    with pytest.raises(ValueError, match=r"must return the shape of its input, \(2, 2\), but returned \(2, 2, 2\)"):
+        denoiser.check_data((2,), {"condition": torch.ones(2, 2, 1)})
+    with pytest.raises(ValueError, match="gives the condition more, which Conditional does not take: .* of condition"):
+        denoiser.check_data((2,), {"condition": torch.ones(2, 2), "more": torch.ones(2)})

@@ -17,6 +17,7 @@ from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.denoisers.config import denoiser_config
 from constrained_diffusion.denoisers.loading import PretrainedDenoiser
 from constrained_diffusion.denoisers.schedule import DiffusersSchedule
+from constrained_diffusion.diffusion.flow_matching import FlowMatching
 from constrained_diffusion.diffusion.normalizer import Normalizer
 from constrained_diffusion.diffusion.variance_preserving import VariancePreserving
 from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
@@ -97,30 +98,43 @@ def test_a_bare_model_folder_needs_a_schedule(pipeline: Path, reference: Any, an
 
 def test_what_is_given_replaces_the_sources_own(pipeline: Path) -> None:
     codec, schedule = Normalizer(mean=3.0), VariancePreserving([0.9, 0.5])
-    denoiser = PretrainedDenoiser(str(pipeline), codec, noise_schedule=schedule, sample_shape=(1, 16, 16))
+    denoiser = PretrainedDenoiser(str(pipeline), codec=codec, noise_schedule=schedule, sample_shape=(1, 16, 16))
     assert denoiser.codec is codec
     assert denoiser.noise_schedule is schedule
     assert denoiser.sample_shape == (1, 16, 16)
     assert denoiser.folder is None  # samples that lie beside the weights were drawn otherwise
 
 
-def test_latents_are_not_clamped_to_an_images_range(pipeline: Path) -> None:
+def test_latents_are_not_taken_for_images(pipeline: Path) -> None:
     edit(pipeline / "model_index.json", vae=["diffusers", "AutoencoderKL"])
-    assert PretrainedDenoiser(str(pipeline)).codec.settings == Normalizer().settings
+    with pytest.raises(ValueError, match="lacks its vae: expected a folder vae"):
+        PretrainedDenoiser(str(pipeline))
 
 
-@pytest.mark.parametrize("given", [None, VariancePreserving([0.5])])
-def test_flow_matching_is_refused(pipeline: Path, given: VariancePreserving | None) -> None:
+def test_the_scheduler_says_of_which_family_a_model_is(pipeline: Path) -> None:
     (pipeline / "scheduler" / "scheduler_config.json").unlink()
-    diffusers.FlowMatchEulerDiscreteScheduler().save_pretrained(pipeline / "scheduler")
-    with pytest.raises(ValueError, match="got FlowMatchEulerDiscreteScheduler: flow-matching models"):
-        PretrainedDenoiser(str(pipeline), noise_schedule=given)
+    diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=200, shift=3.0).save_pretrained(
+        pipeline / "scheduler"
+    )
+    schedule = PretrainedDenoiser(str(pipeline)).noise_schedule
+    assert isinstance(schedule, FlowMatching)
+    assert (schedule.num_timesteps, schedule.shift) == (200, 3.0)
+    given = VariancePreserving([0.5])
+    assert PretrainedDenoiser(str(pipeline), noise_schedule=given).noise_schedule is given
 
 
-def test_a_network_that_predicts_variances_too_is_refused(tmp_path: Path, unet: Any) -> None:
-    unet(out_channels=2).save_pretrained(tmp_path / "learned")
-    with pytest.raises(ValueError, match="takes 1 channels and returns 2: expected as many"):
-        PretrainedDenoiser(str(tmp_path / "learned"), noise_schedule=VariancePreserving([0.5]))
+def test_a_variance_that_was_learnt_is_left_out(tmp_path: Path, unet: Any) -> None:
+    network = unet(out_channels=2)
+    network.save_pretrained(tmp_path / "learned")
+    denoiser = PretrainedDenoiser(str(tmp_path / "learned"), noise_schedule=VariancePreserving([0.5]))
+    noisy, timesteps = torch.randn(2, 1, 8, 8), torch.tensor([0, 0])
+    assert torch.equal(denoiser(noisy, timesteps), network(noisy, timesteps).sample[:, :1])
+
+
+def test_a_network_that_returns_more_than_it_takes_is_refused(tmp_path: Path, unet: Any) -> None:
+    unet(out_channels=3).save_pretrained(tmp_path / "three")
+    with pytest.raises(ValueError, match="takes 1 channels and returns 3: expected as many"):
+        PretrainedDenoiser(str(tmp_path / "three"), noise_schedule=VariancePreserving([0.5]))
 
 
 def test_a_folder_of_something_else_is_refused(pipeline: Path, tmp_path: Path) -> None:
