@@ -19,6 +19,7 @@ from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.denoisers.autoencoder import Autoencoder, read
 from constrained_diffusion.denoisers.config import Parts, build, denoiser_config, parts
 from constrained_diffusion.denoisers.hub import download
+from constrained_diffusion.denoisers.origin import Origin
 from constrained_diffusion.denoisers.packed import is_packed
 from constrained_diffusion.denoisers.pipelines import open_folder, read_network, read_text
 from constrained_diffusion.denoisers.prompts import TextEncoders, constants, is_told_guidance
@@ -61,7 +62,7 @@ class PretrainedDenoiser(Denoiser):
 
     Attributes:
         text: the text encoders, None for a model without prompts.
-        origin: the folder of the pipeline, None where the source is none.
+        origin: the pipeline, None where the source is none; an export has all its parts.
         folder: where the source's files lie if it is a folder and nothing of it was replaced, else None.
 
     Raises:
@@ -94,7 +95,8 @@ class PretrainedDenoiser(Denoiser):
             1.0,
             null_condition or found.null_condition,
         )
-        self.origin, self.variant = found.origin, variant
+        if found.origin is not None:
+            self.origin = Origin(found.origin, variant, noise_schedule is None, codec is None)
         self._listen(found, guidance_scale, negative_prompt)
         replaced = any(part is not None for part in (codec, noise_schedule, sample_shape))
         self.folder: Path | None = path if path.is_dir() and not replaced else None
@@ -110,8 +112,25 @@ class PretrainedDenoiser(Denoiser):
                 f"negative_prompt is '{negative_prompt[:80]}', but the model takes no prompts: leave it out, or give "
                 "a text-to-image pipeline with its text encoders."
             )
-        self.guidance_scale = 1.0 if is_told_guidance(self.network) else scale
+        self.guidance_scale = scale
         self.check_guidance()
+        self._settings = (scale, negative_prompt)
+        if is_told_guidance(self.network):
+            self.guidance_scale = 1.0
+
+    def check_guidance(self) -> None:
+        """Raise ValueError where the guidance scale is out of range, or the model cannot be guided."""
+        super().check_guidance()
+        if self.guidance_scale != 1 and is_packed(self.network) and not is_told_guidance(self.network):
+            raise ValueError(
+                f"guidance_scale is {self.guidance_scale}, but this FLUX was distilled without guidance "
+                "(guidance_embeds is false): leave guidance_scale at 1, or take a model like FLUX.1-dev."
+            )
+
+    @property
+    def guidance_settings(self) -> tuple[Any, ...]:
+        """What samples depend on besides network, schedule, codec and condition."""
+        return self._settings
 
     @property
     def has_prompts(self) -> bool:
