@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from constrained_diffusion.denoisers import single_file
 from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.denoisers.autoencoder import Autoencoder, read
 from constrained_diffusion.denoisers.config import Parts, build, denoiser_config, parts
@@ -35,6 +36,7 @@ __all__ = ["PretrainedDenoiser", "build", "denoiser_config", "find", "load"]
 CONFIG_NAME = "constrained_diffusion.json"  #: what diffusers' own files do not hold: units, shape, foreign schedules
 WEIGHTS_NAME = "model.safetensors"  #: the weights of an exported network that is not diffusers'
 TRAINED, EMA = "networks.denoiser.network.", "networks.ema."  #: what names in a fit's checkpoint begin with
+STATE_DICTS = (".pt", ".pth", ".bin")  #: what torch.save writes state dicts to
 METADATA_KEY = "constrained_diffusion"  #: the config in a safetensors file's metadata
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -47,7 +49,8 @@ class PretrainedDenoiser(Denoiser):
 
     Args:
         source: in this order, a zoo name; a path: a diffusers pipeline folder, a bare diffusers model folder, a folder
-            written by `export`, a `.ckpt` of ours (its EMA weights), a `.safetensors` file; or a hub id `owner/name`.
+            written by `export`, a `.ckpt` of ours (its EMA weights) or of yours, a `.safetensors` file, a state dict
+            (`.pt`, `.pth`, `.bin`); or a hub id `owner/name`.
         guidance_scale: of classifier-free guidance in sampling; 1 is the condition alone, at half the cost. A network
             that guidance was distilled into (FLUX.1-dev, latent consistency models) is told it instead.
         negative_prompt: what guidance leads away from, where the model takes prompts. Empty, it is what the pipeline
@@ -59,6 +62,8 @@ class PretrainedDenoiser(Denoiser):
         sample_shape: in place of the source's own.
         null_condition: in place of the source's own.
         prefix: what names of the network's tensors begin with in a checkpoint or state dict of yours, as "model.".
+        config: the folder with the configs and tokenizers of the pipeline that a single file in the original layout
+            (of Civitai, ComfyUI, ..) holds the weights of; by default the folder beside it that has its name.
 
     Attributes:
         text: the text encoders, None for a model without prompts.
@@ -84,9 +89,10 @@ class PretrainedDenoiser(Denoiser):
         sample_shape: tuple[int, ...] | None = None,
         null_condition: dict[str, Any] | None = None,
         prefix: str | None = None,
+        config: str | None = None,
     ) -> None:
         path = find(source, variant)
-        found = load(path, network, noise_schedule, variant, prefix, sample_shape)
+        found = load(path, network, noise_schedule, variant, prefix, sample_shape, config)
         super().__init__(
             found.network.eval(),
             found.noise_schedule,
@@ -170,7 +176,7 @@ def find(source: str, variant: str | None = None) -> Path:
     path = Path(source).expanduser()
     if path.exists():
         return path
-    if _HUB_ID.fullmatch(source) and path.suffix not in (".ckpt", ".safetensors"):
+    if _HUB_ID.fullmatch(source) and path.suffix not in (".ckpt", ".safetensors", *STATE_DICTS):
         return download(source, variant)
     raise FileNotFoundError(
         f"no pretrained denoiser at '{source}': expected a zoo name ({', '.join(assets.available()) or 'none'}), a "
@@ -185,21 +191,41 @@ def load(
     variant: str | None = None,
     prefix: str | None = None,
     sample_shape: tuple[int, ...] | None = None,
+    config: str | Path | None = None,
 ) -> Parts:
-    """Read the denoiser at `path`, a folder, a `.ckpt` or a `.safetensors` file; see `PretrainedDenoiser`.
+    """Read the denoiser at `path`, a folder or a file; see `PretrainedDenoiser`.
 
     Raises:
         ValueError: it is something else, truncated, or from another model.
     """
+    beside = Path(config).expanduser() if config else path.with_suffix("")
     if path.is_dir() and (path / WEIGHTS_NAME).is_file() and (path / CONFIG_NAME).is_file():
-        return _from_safetensors(path / WEIGHTS_NAME, network, noise_schedule)
+        return _from_safetensors(path / WEIGHTS_NAME, network, noise_schedule, prefix)
     if path.is_dir():
         return _from_diffusers(path, network, noise_schedule, variant, sample_shape)
+    if path.suffix == ".safetensors" and network is None and (config or (beside / "model_index.json").is_file()):
+        return _from_single_file(path, beside, noise_schedule, sample_shape)
     if path.suffix == ".ckpt":
-        return _from_checkpoint(path, network, noise_schedule)
+        return _from_checkpoint(path, network, noise_schedule, prefix)
     if path.suffix == ".safetensors":
-        return _from_safetensors(path, network, noise_schedule)
-    raise ValueError(f"expected a folder, a .ckpt or a .safetensors file, got '{path}'; convert it to safetensors.")
+        return _from_safetensors(path, network, noise_schedule, prefix)
+    if path.suffix in STATE_DICTS:
+        return _from_state_dict(path, network, noise_schedule, prefix)
+    raise ValueError(
+        f"expected a folder, a .ckpt, .safetensors, {', '.join(STATE_DICTS)} file, got '{path}'; convert it to "
+        "safetensors."
+    )
+
+
+def _from_single_file(
+    path: Path, config: Path, schedule: NoiseSchedule | None, sample_shape: tuple[int, ...] | None
+) -> Parts:
+    found = single_file.read(path, config)
+    scheduler = _json(config / "scheduler" / "scheduler_config.json")
+    if schedule is None and scheduler:
+        schedule = read_schedule_for(found.network, scheduler, sample_shape)
+    loaded = parts({}, found.network, schedule, f"'{path}'")
+    return loaded._replace(codec=Autoencoder(network=found.autoencoder), text=found.text, family=found.family)
 
 
 def _from_diffusers(
@@ -256,17 +282,18 @@ def check_layout(state: Mapping[str, Any]) -> None:
         )
 
 
-def _from_checkpoint(path: Path, network: nn.Module | None, schedule: NoiseSchedule | None) -> Parts:
+def _from_checkpoint(
+    path: Path, network: nn.Module | None, schedule: NoiseSchedule | None, prefix: str | None = None
+) -> Parts:
     try:
         checkpoint = untrusted.read_checkpoint(path, "state_dict")
     except ValueError as error:
         raise foreign(path, error) from error
     state = checkpoint["state_dict"]
-    check_layout(state)
-    prefix = EMA if any(key.startswith(EMA) for key in state) else TRAINED
-    weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    if not weights:
-        raise foreign(path, "it holds no denoiser")
+    if prefix is None:
+        check_layout(state)
+        prefix = EMA if any(key.startswith(EMA) for key in state) else TRAINED
+    weights = _inside(state, prefix, path)
     if any(".lora_A." in key for key in weights):
         raise ValueError(f"'{path}' holds LoRA adapters, not whole weights: give the folder that the fit exported.")
     with untrusted.no_larger_than(path):
@@ -275,7 +302,22 @@ def _from_checkpoint(path: Path, network: nn.Module | None, schedule: NoiseSched
     return loaded
 
 
-def _from_safetensors(path: Path, network: nn.Module | None, schedule: NoiseSchedule | None) -> Parts:
+def _from_state_dict(
+    path: Path, network: nn.Module | None, schedule: NoiseSchedule | None, prefix: str | None
+) -> Parts:
+    try:
+        content = untrusted.read_checkpoint(path)
+    except ValueError as error:
+        raise foreign(path, error) from error
+    state = content.get("state_dict", content)
+    loaded = parts({}, network, schedule, f"'{path}'")
+    _fill(loaded.network, _inside(state, prefix or "", path), path)
+    return loaded
+
+
+def _from_safetensors(
+    path: Path, network: nn.Module | None, schedule: NoiseSchedule | None, prefix: str | None = None
+) -> Parts:
     try:
         weights, metadata = untrusted.read_tensors(path)
     except ValueError as error:
@@ -283,10 +325,29 @@ def _from_safetensors(path: Path, network: nn.Module | None, schedule: NoiseSche
     twins = (path.with_suffix(".json"), path.parent / CONFIG_NAME)
     own = untrusted.parse_json(metadata.get(METADATA_KEY, "null"), path)
     config = own or next((_json(twin) for twin in twins if twin.is_file()), {})
+    if not config and network is None:
+        single_file.refuse_without_config(path, weights)
     with untrusted.no_larger_than(path):
         loaded = parts(config, network, schedule, f"'{path}'")
-    _fill(loaded.network, weights, path)
+    _fill(loaded.network, _inside(weights, prefix or "", path), path)
     return loaded
+
+
+def _inside(state: Mapping[str, Any], prefix: str, path: Path) -> dict[str, Any]:
+    """Return the tensors whose names begin with `prefix`, without it.
+
+    Raises:
+        ValueError: there are none.
+    """
+    found = {key.removeprefix(prefix): value for key, value in state.items() if str(key).startswith(prefix)}
+    if not found:
+        starts = ", ".join(map(repr, sorted({str(key).partition(".")[0] + "." for key in state})[:5]))
+        asked = "no denoiser of ours" if prefix in (EMA, TRAINED) else f"nothing under '{prefix}'"
+        raise ValueError(
+            f"'{path}' holds {asked}, but tensors under {starts or 'no name'}: give what "
+            "the names of its network begin with as `prefix`, with the network and the noise schedule."
+        )
+    return found
 
 
 def _fill(network: nn.Module, weights: dict[str, Tensor], source: Path) -> None:
