@@ -110,7 +110,7 @@ class GeneratedDataModule(DiffusionDataModule):
             self.samples + self.held_out,
             str(self.trainer.precision),
             repr(self.conditions),
-            denoiser.guidance_scale,
+            denoiser.guidance_settings,
             weights_sha256(denoiser.codec),
             *[part for guide in guides for part in (repr(guide), weights_sha256(guide))],
         )

@@ -38,6 +38,7 @@ class Denoiser(nn.Module):
     """
 
     pipeline_class: str | None = None  #: of diffusers, where the network is a pipeline's; it says how LoRA is stored
+    origin: Any = None  #: the pipeline that it was read from, see `denoisers.origin`
 
     def __init__(
         self,
@@ -70,6 +71,11 @@ class Denoiser(nn.Module):
                 f"guidance_scale is {self.guidance_scale}, but the model says nothing of an empty condition: give "
                 "`null_condition`, such as {class_labels: 10}, or leave guidance_scale at 1."
             )
+
+    @property
+    def guidance_settings(self) -> tuple[Any, ...]:
+        """What samples depend on besides network, schedule, codec and condition."""
+        return (self.guidance_scale,)
 
     @property
     def has_prompts(self) -> bool:

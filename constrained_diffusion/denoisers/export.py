@@ -19,7 +19,10 @@ from constrained_diffusion.denoisers.autoencoder import Autoencoder
 from constrained_diffusion.denoisers.config import denoiser_config, is_diffusers
 from constrained_diffusion.denoisers.loading import CONFIG_NAME, WEIGHTS_NAME
 from constrained_diffusion.denoisers.lora_files import LORA_NAME, save_lora
+from constrained_diffusion.denoisers.origin import Origin, copy_parts, place_of
+from constrained_diffusion.denoisers.pipelines import AUTOENCODERS, COMPONENTS
 from constrained_diffusion.denoisers.schedule import DiffusersSchedule, scheduler_config
+from constrained_diffusion.runtime import untrusted
 
 _OURS = {
     CONFIG_NAME,
@@ -39,7 +42,8 @@ def export(denoiser: Denoiser, folder: str | Path, network: nn.Module | None = N
 
     A `UNet2DModel` becomes a pipeline that `DDPMPipeline` and `DDIMPipeline.from_pretrained` open and sample from
     (their images are right where the normaliser maps [0, 1] to [-1, 1]), another network of diffusers a model folder
-    with its scheduler, any other network a safetensors file. A JSON file beside it holds units and sample shape.
+    with its scheduler, any other network a safetensors file. A denoiser that was read from a pipeline becomes one of
+    the same class again, with all its other parts. A JSON file beside it holds units and sample shape.
 
     Args:
         denoiser: network, noise schedule and units.
@@ -96,26 +100,47 @@ def weights_sha256(module: nn.Module) -> str:
 def _write(denoiser: Denoiser, network: nn.Module, folder: Path) -> None:
     config = denoiser_config(denoiser)
     if is_diffusers(network):
-        latent = isinstance(denoiser.codec, Autoencoder)
-        _write_diffusers(network, scheduler_config(denoiser.noise_schedule), folder, latent)
+        if denoiser.origin is None:
+            latent = isinstance(denoiser.codec, Autoencoder)
+            _write_diffusers(network, _scheduler(denoiser), folder, latent)
+        else:
+            _write_pipeline(denoiser, denoiser.origin, network, folder)
+        _forget_paths(folder)
         del config["network"]
         if isinstance(denoiser.noise_schedule, DiffusersSchedule):
             del config["noise_schedule"]  # the scheduler's own file says it all
     else:
         weights = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in network.state_dict().items()}
         save_file(weights, folder / WEIGHTS_NAME)
-    if isinstance(denoiser.codec, Autoencoder):
+    if isinstance(denoiser.codec, Autoencoder) and denoiser.origin is None:
         denoiser.codec.network.save_pretrained(folder / "vae")
     (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def _write_diffusers(network: Any, config: dict[str, Any], folder: Path, latent: bool) -> None:
+def _scheduler(denoiser: Denoiser) -> Any:
+    """Return the scheduler of diffusers that samples as the denoiser's schedule does."""
     import diffusers
+
+    config = scheduler_config(denoiser.noise_schedule)
+    cls: Any = getattr(diffusers, config["_class_name"])
+    return cls.from_config({key: value for key, value in config.items() if not key.startswith("_")})
+
+
+def _write_pipeline(denoiser: Denoiser, origin: Origin, network: Any, folder: Path) -> None:
+    written = {place_of(COMPONENTS, origin): network}
+    if not origin.own_schedule:
+        written["scheduler"] = _scheduler(denoiser)
+    if not origin.own_autoencoder and isinstance(denoiser.codec, Autoencoder):
+        written[place_of(AUTOENCODERS, origin)] = denoiser.codec.network
+    for name, part in written.items():
+        part.save_pretrained(folder / name)
+    copy_parts(origin, folder, written)
+
+
+def _write_diffusers(network: Any, scheduler: Any, folder: Path, latent: bool) -> None:
     from diffusers import DDPMPipeline, UNet2DModel
 
-    cls: Any = getattr(diffusers, config["_class_name"])
-    scheduler = cls.from_config({key: value for key, value in config.items() if not key.startswith("_")})
-    if isinstance(network, UNet2DModel) and not latent and config["_class_name"] == "DDPMScheduler":
+    if isinstance(network, UNet2DModel) and not latent and type(scheduler).__name__ == "DDPMScheduler":
         pipeline: Any = DDPMPipeline(unet=network, scheduler=scheduler)
         pipeline.save_pretrained(folder)
     elif latent:
@@ -124,9 +149,12 @@ def _write_diffusers(network: Any, config: dict[str, Any], folder: Path, latent:
     else:
         network.save_pretrained(folder)
         scheduler.save_pretrained(folder / "scheduler")
+
+
+def _forget_paths(folder: Path) -> None:
     for path in folder.rglob("*.json"):  # diffusers notes where weights were read from: a path of this machine
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content.pop("_name_or_path", None) is not None:
+        if isinstance(content, dict) and content.pop("_name_or_path", None) is not None:
             path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -134,8 +162,10 @@ def _refuse_foreign(target: Path) -> None:
     if not target.exists():
         return
     held = {entry.name for entry in target.iterdir()} if target.is_dir() else {target.name}
-    if held and not (target.is_dir() and CONFIG_NAME in held and held <= _OURS):
+    index = target / "model_index.json"
+    ours = _OURS | (untrusted.read_json(index).keys() if index.is_file() else set())
+    if held and not (target.is_dir() and CONFIG_NAME in held and held <= ours):
         raise ValueError(
-            f"'{target}' holds something else already ({sorted(held - _OURS or held)[0]}): expected a new or an empty "
+            f"'{target}' holds something else already ({sorted(held - ours or held)[0]}): expected a new or an empty "
             "folder, or one of an earlier export; give another folder, or empty this one."
         )

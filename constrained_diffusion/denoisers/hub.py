@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from constrained_diffusion.denoisers.pipelines import Folder, open_folder
+from constrained_diffusion.denoisers.pipelines import Folder, listed_encoders, open_folder
 
 _CONFIGS = ["*.json", "*.txt", "*.model"]  #: configs, indices of shards, and tokenizers
 
@@ -29,8 +29,7 @@ def _places(found: Folder) -> list[str]:
     """Return the folders whose weights are read, relative to the whole; "" is the top one."""
     inside = [found.network, *([found.autoencoder] if found.autoencoder else [])]
     names = [str(part.relative_to(found.path)) for part in inside]
-    encoders = [name for name in (found.family.encoders if found.family else ()) if any(found.contents.get(name) or [])]
-    return ["" if name == "." else name for name in [*names, *encoders]]
+    return ["" if name == "." else name for name in [*names, *listed_encoders(found)]]
 
 
 def _weights(place: str, kind: str, variant: str | None) -> list[str]:

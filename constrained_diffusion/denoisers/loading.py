@@ -15,11 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from constrained_diffusion.denoisers import single_file
 from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.denoisers.autoencoder import Autoencoder, read
 from constrained_diffusion.denoisers.config import Parts, build, denoiser_config, parts
 from constrained_diffusion.denoisers.hub import download
 from constrained_diffusion.denoisers.lora_files import LORA_NAME, load_lora
+from constrained_diffusion.denoisers.origin import Origin
 from constrained_diffusion.denoisers.packed import is_packed
 from constrained_diffusion.denoisers.pipelines import open_folder, read_network, read_text
 from constrained_diffusion.denoisers.prompts import TextEncoders, constants, is_told_guidance
@@ -35,6 +37,7 @@ __all__ = ["PretrainedDenoiser", "build", "denoiser_config", "find", "load"]
 CONFIG_NAME = "constrained_diffusion.json"  #: what diffusers' own files do not hold: units, shape, foreign schedules
 WEIGHTS_NAME = "model.safetensors"  #: the weights of an exported network that is not diffusers'
 TRAINED, EMA = "networks.denoiser.network.", "networks.ema."  #: what names in a fit's checkpoint begin with
+STATE_DICTS = (".pt", ".pth", ".bin")  #: what torch.save writes state dicts to
 METADATA_KEY = "constrained_diffusion"  #: the config in a safetensors file's metadata
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -47,7 +50,8 @@ class PretrainedDenoiser(Denoiser):
 
     Args:
         source: in this order, a zoo name; a path: a diffusers pipeline folder, a bare diffusers model folder, a folder
-            written by `export`, a `.ckpt` of ours (its EMA weights), a `.safetensors` file; or a hub id `owner/name`.
+            written by `export`, a `.ckpt` of ours (its EMA weights) or of yours, a `.safetensors` file, a state dict
+            (`.pt`, `.pth`, `.bin`); or a hub id `owner/name`.
         guidance_scale: of classifier-free guidance in sampling; 1 is the condition alone, at half the cost. A network
             that guidance was distilled into (FLUX.1-dev, latent consistency models) is told it instead.
         negative_prompt: what guidance leads away from, where the model takes prompts. Empty, it is what the pipeline
@@ -60,10 +64,12 @@ class PretrainedDenoiser(Denoiser):
         null_condition: in place of the source's own.
         adapters: LoRA adapters that the model is to have, a file or a folder of diffusers' kind (see `load_lora`).
         prefix: what names of the network's tensors begin with in a checkpoint or state dict of yours, as "model.".
+        config: the folder with the configs and tokenizers of the pipeline that a single file in the original layout
+            (of Civitai, ComfyUI, ..) holds the weights of; by default the folder beside it that has its name.
 
     Attributes:
         text: the text encoders, None for a model without prompts.
-        origin: the folder of the pipeline, None where the source is none.
+        origin: the pipeline, None where the source is none; an export has all its parts.
         folder: where the source's files lie if it is a folder and nothing of it was replaced, else None.
 
     Raises:
@@ -86,9 +92,10 @@ class PretrainedDenoiser(Denoiser):
         null_condition: dict[str, Any] | None = None,
         adapters: str | None = None,
         prefix: str | None = None,
+        config: str | None = None,
     ) -> None:
         path = find(source, variant)
-        found = load(path, network, noise_schedule, variant, prefix, sample_shape)
+        found = load(path, network, noise_schedule, variant, prefix, sample_shape, config)
         super().__init__(
             found.network.eval(),
             found.noise_schedule,
@@ -97,8 +104,9 @@ class PretrainedDenoiser(Denoiser):
             1.0,
             null_condition or found.null_condition,
         )
-        self.origin, self.variant = found.origin, variant
-        self.pipeline_class = _json(path / "model_index.json").get("_class_name")
+        if found.origin is not None:
+            self.origin = Origin(found.origin, variant, noise_schedule is None, codec is None)
+        self.pipeline_class = _json((found.origin or path) / "model_index.json").get("_class_name")
         if adapters is not None:
             load_lora(self.network, adapters)
         self._listen(found, guidance_scale, negative_prompt)
@@ -116,8 +124,25 @@ class PretrainedDenoiser(Denoiser):
                 f"negative_prompt is '{negative_prompt[:80]}', but the model takes no prompts: leave it out, or give "
                 "a text-to-image pipeline with its text encoders."
             )
-        self.guidance_scale = 1.0 if is_told_guidance(self.network) else scale
+        self.guidance_scale = scale
         self.check_guidance()
+        self._settings = (scale, negative_prompt)
+        if is_told_guidance(self.network):
+            self.guidance_scale = 1.0
+
+    def check_guidance(self) -> None:
+        """Raise ValueError where the guidance scale is out of range, or the model cannot be guided."""
+        super().check_guidance()
+        if self.guidance_scale != 1 and is_packed(self.network) and not is_told_guidance(self.network):
+            raise ValueError(
+                f"guidance_scale is {self.guidance_scale}, but this FLUX was distilled without guidance "
+                "(guidance_embeds is false): leave guidance_scale at 1, or take a model like FLUX.1-dev."
+            )
+
+    @property
+    def guidance_settings(self) -> tuple[Any, ...]:
+        """What samples depend on besides network, schedule, codec and condition."""
+        return self._settings
 
     @property
     def has_prompts(self) -> bool:
@@ -157,7 +182,7 @@ def find(source: str, variant: str | None = None) -> Path:
     path = Path(source).expanduser()
     if path.exists():
         return path
-    if _HUB_ID.fullmatch(source) and path.suffix not in (".ckpt", ".safetensors"):
+    if _HUB_ID.fullmatch(source) and path.suffix not in (".ckpt", ".safetensors", *STATE_DICTS):
         return download(source, variant)
     raise FileNotFoundError(
         f"no pretrained denoiser at '{source}': expected a zoo name ({', '.join(assets.available()) or 'none'}), a "
@@ -172,8 +197,9 @@ def load(
     variant: str | None = None,
     prefix: str | None = None,
     sample_shape: tuple[int, ...] | None = None,
+    config: str | Path | None = None,
 ) -> Parts:
-    """Read the denoiser at `path`, a folder, a `.ckpt` or a `.safetensors` file; see `PretrainedDenoiser`.
+    """Read the denoiser at `path`, a folder or a file; see `PretrainedDenoiser`.
 
     Raises:
         ValueError: it is something else, truncated, or from another model.
@@ -183,15 +209,34 @@ def load(
             f"'{path}' holds LoRA adapters, not whole weights: give the model that they belong to as the source, and "
             "this folder as `adapters`."
         )
+    beside = Path(config).expanduser() if config else path.with_suffix("")
     if path.is_dir() and (path / WEIGHTS_NAME).is_file() and (path / CONFIG_NAME).is_file():
-        return _from_safetensors(path / WEIGHTS_NAME, network, noise_schedule)
+        return _from_safetensors(path / WEIGHTS_NAME, network, noise_schedule, prefix)
     if path.is_dir():
         return _from_diffusers(path, network, noise_schedule, variant, sample_shape)
+    if path.suffix == ".safetensors" and network is None and (config or (beside / "model_index.json").is_file()):
+        return _from_single_file(path, beside, noise_schedule, sample_shape)
     if path.suffix == ".ckpt":
-        return _from_checkpoint(path, network, noise_schedule)
+        return _from_checkpoint(path, network, noise_schedule, prefix)
     if path.suffix == ".safetensors":
-        return _from_safetensors(path, network, noise_schedule)
-    raise ValueError(f"expected a folder, a .ckpt or a .safetensors file, got '{path}'; convert it to safetensors.")
+        return _from_safetensors(path, network, noise_schedule, prefix)
+    if path.suffix in STATE_DICTS:
+        return _from_state_dict(path, network, noise_schedule, prefix)
+    raise ValueError(
+        f"expected a folder, a .ckpt, .safetensors, {', '.join(STATE_DICTS)} file, got '{path}'; convert it to "
+        "safetensors."
+    )
+
+
+def _from_single_file(
+    path: Path, config: Path, schedule: NoiseSchedule | None, sample_shape: tuple[int, ...] | None
+) -> Parts:
+    found = single_file.read(path, config)
+    scheduler = _json(config / "scheduler" / "scheduler_config.json")
+    if schedule is None and scheduler:
+        schedule = read_schedule_for(found.network, scheduler, sample_shape)
+    loaded = parts({}, found.network, schedule, f"'{path}'")
+    return loaded._replace(codec=Autoencoder(network=found.autoencoder), text=found.text, family=found.family)
 
 
 def _from_diffusers(
@@ -248,17 +293,18 @@ def check_layout(state: Mapping[str, Any]) -> None:
         )
 
 
-def _from_checkpoint(path: Path, network: nn.Module | None, schedule: NoiseSchedule | None) -> Parts:
+def _from_checkpoint(
+    path: Path, network: nn.Module | None, schedule: NoiseSchedule | None, prefix: str | None = None
+) -> Parts:
     try:
         checkpoint = untrusted.read_checkpoint(path, "state_dict")
     except ValueError as error:
         raise foreign(path, error) from error
     state = checkpoint["state_dict"]
-    check_layout(state)
-    prefix = EMA if any(key.startswith(EMA) for key in state) else TRAINED
-    weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    if not weights:
-        raise foreign(path, "it holds no denoiser")
+    if prefix is None:
+        check_layout(state)
+        prefix = EMA if any(key.startswith(EMA) for key in state) else TRAINED
+    weights = _inside(state, prefix, path)
     if any(".lora_A." in key for key in weights):
         raise ValueError(f"'{path}' holds LoRA adapters, not whole weights: give the folder that the fit exported.")
     with untrusted.no_larger_than(path):
@@ -267,7 +313,22 @@ def _from_checkpoint(path: Path, network: nn.Module | None, schedule: NoiseSched
     return loaded
 
 
-def _from_safetensors(path: Path, network: nn.Module | None, schedule: NoiseSchedule | None) -> Parts:
+def _from_state_dict(
+    path: Path, network: nn.Module | None, schedule: NoiseSchedule | None, prefix: str | None
+) -> Parts:
+    try:
+        content = untrusted.read_checkpoint(path)
+    except ValueError as error:
+        raise foreign(path, error) from error
+    state = content.get("state_dict", content)
+    loaded = parts({}, network, schedule, f"'{path}'")
+    _fill(loaded.network, _inside(state, prefix or "", path), path)
+    return loaded
+
+
+def _from_safetensors(
+    path: Path, network: nn.Module | None, schedule: NoiseSchedule | None, prefix: str | None = None
+) -> Parts:
     try:
         weights, metadata = untrusted.read_tensors(path)
     except ValueError as error:
@@ -275,10 +336,29 @@ def _from_safetensors(path: Path, network: nn.Module | None, schedule: NoiseSche
     twins = (path.with_suffix(".json"), path.parent / CONFIG_NAME)
     own = untrusted.parse_json(metadata.get(METADATA_KEY, "null"), path)
     config = own or next((_json(twin) for twin in twins if twin.is_file()), {})
+    if not config and network is None:
+        single_file.refuse_without_config(path, weights)
     with untrusted.no_larger_than(path):
         loaded = parts(config, network, schedule, f"'{path}'")
-    _fill(loaded.network, weights, path)
+    _fill(loaded.network, _inside(weights, prefix or "", path), path)
     return loaded
+
+
+def _inside(state: Mapping[str, Any], prefix: str, path: Path) -> dict[str, Any]:
+    """Return the tensors whose names begin with `prefix`, without it.
+
+    Raises:
+        ValueError: there are none.
+    """
+    found = {key.removeprefix(prefix): value for key, value in state.items() if str(key).startswith(prefix)}
+    if not found:
+        starts = ", ".join(map(repr, sorted({str(key).partition(".")[0] + "." for key in state})[:5]))
+        asked = "no denoiser of ours" if prefix in (EMA, TRAINED) else f"nothing under '{prefix}'"
+        raise ValueError(
+            f"'{path}' holds {asked}, but tensors under {starts or 'no name'}: give what "
+            "the names of its network begin with as `prefix`, with the network and the noise schedule."
+        )
+    return found
 
 
 def _fill(network: nn.Module, weights: dict[str, Tensor], source: Path) -> None:

@@ -7,6 +7,7 @@ config makes a larger network than its files can fill.
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -111,38 +112,60 @@ def read_text(folder: Folder, network: nn.Module, variant: str | None = None) ->
         ImportError: transformers is missing.
         ValueError: a part is missing, or damaged.
     """
-    assert folder.family is not None
+    encoders = {name: read_part(folder, name, variant) for name in listed_encoders(folder)}
+    tokenizers = [name.replace("text_encoder", "tokenizer") for name in encoders]
+    return text_pipeline(folder, {**encoders, **{name: read_part(folder, name) for name in tokenizers}}, network)
+
+
+def listed_encoders(folder: Folder) -> list[str]:
+    """Return the names of the text encoders that the pipeline has."""
+    return [name for name in (folder.family.encoders if folder.family else ()) if any(folder.contents.get(name) or [])]
+
+
+def read_part(folder: Folder, name: str, variant: str | None = None) -> Any:
+    """Return a text encoder, in single precision, or a tokenizer of a pipeline.
+
+    Raises:
+        ImportError: transformers is missing.
+        ValueError: the part is missing, or damaged.
+    """
     with needs_extra("text-to-image", "text-to-image models need transformers"):
         import transformers
+
+    path, cls = folder.path / name, getattr(transformers, str(folder.contents[name][1]), None)
+    if cls is None or not path.is_dir():
+        raise ValueError(
+            f"the pipeline in '{folder.path}' has no folder {name}, without which prompts cannot be encoded; fetch the "
+            "whole pipeline."
+        )
+    if name.startswith("tokenizer"):
+        return reading(path, partial(cls.from_pretrained, str(path), local_files_only=True))
+    return load_strictly(cls, path, variant).float()
+
+
+def text_pipeline(folder: Folder, parts: dict[str, Any], network: nn.Module) -> Any:
+    """Return the pipeline of diffusers with `parts`, its text encoders and tokenizers, alone; `network` stays out."""
     import diffusers
 
-    parts: dict[str, Any] = {}
-    for name in folder.family.encoders:
-        if not any(folder.contents.get(name) or []):
-            continue
-        for part in (name, name.replace("text_encoder", "tokenizer")):
-            cls: Any = getattr(transformers, str(folder.contents[part][1]), None)
-            if cls is None or not (folder.path / part).is_dir():
-                raise ValueError(
-                    f"the pipeline in '{folder.path}' has no folder {part}, without which prompts cannot be encoded; "
-                    "fetch the whole pipeline."
-                )
-            if part == name:
-                parts[part] = load_strictly(cls, folder.path / part, variant).float().requires_grad_(False).eval()
-            else:
-                parts[part] = reading(folder.path / part, lambda: cls.from_pretrained(str(folder.path / part)))  # noqa: B023
-    wanted = str(folder.contents.get("_class_name"))
-    name = wanted if wanted in folder.family.pipelines else folder.family.pipelines[0]
-    pipeline: Any = getattr(diffusers, name)
-    arguments = list(inspect.signature(pipeline.__init__).parameters.values())[1:]
+    cls: Any = getattr(diffusers, class_of(folder))
+    arguments = list(inspect.signature(cls.__init__).parameters.values())[1:]
     given: dict[str, Any] = {one.name: None for one in arguments if one.default is one.empty}
     given |= {one.name: False for one in arguments if one.name in _OFF}
     plain = {one.name for one in arguments} & folder.contents.keys() - given.keys()
     given |= {key: folder.contents[key] for key in plain if not isinstance(folder.contents[key], list)}
-    made = pipeline(**{**given, **parts})
+    made = cls(**{**given, **parts})
     component = "unet" if hasattr(made, "unet") else "transformer"
-    setattr(made, component, SimpleNamespace(config=network.config))  # some ask for the width of the text
+    setattr(made, component, SimpleNamespace(config=getattr(network, "config", None)))  # for the width of the text
+    for encoder in (part for part in parts.values() if isinstance(part, nn.Module)):
+        encoder.requires_grad_(False).eval()
     return made
+
+
+def class_of(folder: Folder) -> str:
+    """Return the pipeline class of diffusers whose `encode_prompt` is used."""
+    assert folder.family is not None
+    named = str(folder.contents.get("_class_name"))
+    return named if named in folder.family.pipelines else folder.family.pipelines[0]
 
 
 def _json(path: Path) -> dict[str, Any]:
