@@ -101,7 +101,7 @@ def other_readings(denoiser: Denoiser) -> Iterator[tuple[str, Denoiser]]:
             ends = {"beta_start": 0.00085, "beta_end": 0.012} if name == "scaled_linear" else {}
             config = {"num_train_timesteps": stated.num_timesteps, "beta_schedule": name, **ends}
             other = DiffusersSchedule({**config, "prediction_type": stated.prediction_type})
-            if not torch.allclose(other.alphas_cumprod, stated.alphas_cumprod.cpu(), atol=1e-3):
+            if not torch.allclose(other.alphas_cumprod, stated.alphas_cumprod.cpu().float(), atol=1e-3):
                 yield f"beta_schedule {name}", read(other.to(stated.alphas_cumprod.device))
     if isinstance(stated, FlowMatching):
         yield "a network that returns x_0 - eps", read(network=_Negated(denoiser.network))

@@ -108,3 +108,7 @@ def test_the_check_leaves_random_numbers_and_modes_alone(digits: PretrainedDenoi
     assert digits.network.training
     assert torch.equal(state, torch.get_rng_state())
     digits.network.eval()
+
+
+def test_a_model_in_double_precision_is_looked_at_too(tiny_denoiser: Any) -> None:
+    assert math.isfinite(check_reading(tiny_denoiser().double()))
