@@ -15,10 +15,10 @@ from torch import nn
 from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.denoisers.autoencoder import Autoencoder
 from constrained_diffusion.denoisers.config import denoiser_config, is_diffusers
-from constrained_diffusion.denoisers.loading import CONFIG_NAME, WEIGHTS_NAME
 from constrained_diffusion.denoisers.origin import Origin, copy_parts, place_of
 from constrained_diffusion.denoisers.pipelines import AUTOENCODERS, COMPONENTS
 from constrained_diffusion.denoisers.schedule import scheduler_config
+from constrained_diffusion.denoisers.sources import CONFIG_NAME, WEIGHTS_NAME
 from constrained_diffusion.diffusion.variance_preserving import VariancePreserving
 from constrained_diffusion.runtime import untrusted
 

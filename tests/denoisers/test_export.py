@@ -46,7 +46,7 @@ def test_diffusers_draws_the_images_that_we_draw(tmp_path: Path, unet: Any) -> N
     theirs = pipeline(batch_size=3, generator=generator, num_inference_steps=10, output_type="np").images
     z = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(5))[:, None]
     with torch.no_grad():
-        ours = sample(denoiser.predict, denoiser.noise_schedule, z, Sampler(10, spacing="leading"))
+        ours = sample(denoiser.predict, denoiser.noise_schedule, z, Sampler(10))
     ours = denoiser.codec.decode(denoiser.codec.clamp(ours))
     np.testing.assert_allclose(theirs[..., 0], ours[:, 0].numpy(), rtol=0, atol=1e-5)
 
@@ -98,7 +98,7 @@ def test_a_conditional_network_becomes_a_model_folder(tmp_path: Path) -> None:
     denoiser = make(lambda: network)
     folder = export(denoiser, tmp_path / "export")
     reloaded = PretrainedDenoiser(str(folder))
-    inputs = (torch.randn(2, 1, 8, 8), torch.tensor([3, 40]), torch.randn(2, 4, 6))
+    inputs = (torch.randn(2, 1, 8, 8), torch.tensor([3, 40]), {"encoder_hidden_states": torch.randn(2, 4, 6)})
     with torch.no_grad():
         assert torch.equal(reloaded(*inputs), denoiser(*inputs))
     assert weights_sha256(UNet2DConditionModel.from_pretrained(folder)) == weights_sha256(network)

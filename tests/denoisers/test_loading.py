@@ -17,6 +17,7 @@ from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.denoisers.config import denoiser_config
 from constrained_diffusion.denoisers.loading import PretrainedDenoiser
 from constrained_diffusion.denoisers.schedule import DiffusersSchedule
+from constrained_diffusion.diffusion.flow_matching import FlowMatching
 from constrained_diffusion.diffusion.normalizer import Normalizer
 from constrained_diffusion.diffusion.variance_preserving import VariancePreserving
 from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
@@ -97,30 +98,35 @@ def test_a_bare_model_folder_needs_a_schedule(pipeline: Path, reference: Any, an
 
 def test_what_is_given_replaces_the_sources_own(pipeline: Path) -> None:
     codec, schedule = Normalizer(mean=3.0), VariancePreserving([0.9, 0.5])
-    denoiser = PretrainedDenoiser(str(pipeline), codec, noise_schedule=schedule, sample_shape=(1, 16, 16))
+    denoiser = PretrainedDenoiser(str(pipeline), codec=codec, noise_schedule=schedule, sample_shape=(1, 16, 16))
     assert denoiser.codec is codec
     assert denoiser.noise_schedule is schedule
     assert denoiser.sample_shape == (1, 16, 16)
     assert denoiser.folder is None  # samples that lie beside the weights were drawn otherwise
 
 
-def test_latents_are_not_clamped_to_an_images_range(pipeline: Path) -> None:
+def test_a_pipeline_without_its_autoencoder_is_refused(pipeline: Path) -> None:
     edit(pipeline / "model_index.json", vae=["diffusers", "AutoencoderKL"])
-    assert PretrainedDenoiser(str(pipeline)).codec.settings == Normalizer().settings
+    with pytest.raises(ValueError, match="lacks its folder vae: expected all parts"):
+        PretrainedDenoiser(str(pipeline))
 
 
 @pytest.mark.parametrize("given", [None, VariancePreserving([0.5])])
-def test_flow_matching_is_refused(pipeline: Path, given: VariancePreserving | None) -> None:
+def test_the_schedule_is_the_schedulers_unless_one_is_given(pipeline: Path, given: VariancePreserving | None) -> None:
     (pipeline / "scheduler" / "scheduler_config.json").unlink()
-    diffusers.FlowMatchEulerDiscreteScheduler().save_pretrained(pipeline / "scheduler")
-    with pytest.raises(ValueError, match="got FlowMatchEulerDiscreteScheduler: flow-matching models"):
-        PretrainedDenoiser(str(pipeline), noise_schedule=given)
+    diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(pipeline / "scheduler")
+    schedule = PretrainedDenoiser(str(pipeline), noise_schedule=given).noise_schedule
+    assert schedule is given or (isinstance(schedule, FlowMatching) and schedule.shift == 3)
 
 
-def test_a_network_that_predicts_variances_too_is_refused(tmp_path: Path, unet: Any) -> None:
-    unet(out_channels=2).save_pretrained(tmp_path / "learned")
-    with pytest.raises(ValueError, match="takes 1 channels and returns 2: expected as many"):
-        PretrainedDenoiser(str(tmp_path / "learned"), noise_schedule=VariancePreserving([0.5]))
+def test_a_variance_is_dropped_and_masks_are_refused(tmp_path: Path, unet: Any) -> None:
+    network, schedule = unet(out_channels=2), VariancePreserving([0.5])
+    network.save_pretrained(tmp_path / "learned")
+    denoiser, noisy = PretrainedDenoiser(str(tmp_path / "learned"), noise_schedule=schedule), torch.ones(1, 1, 8, 8)
+    assert torch.equal(denoiser(noisy, torch.tensor([0])), network(noisy, 0).sample[:, :1])
+    unet(in_channels=3).save_pretrained(tmp_path / "inpainting")
+    with pytest.raises(ValueError, match="takes 3 channels and returns 1: expected as many, .*inpainting"):
+        PretrainedDenoiser(str(tmp_path / "inpainting"), noise_schedule=schedule)
 
 
 def test_a_folder_of_something_else_is_refused(pipeline: Path, tmp_path: Path) -> None:
@@ -247,7 +253,6 @@ def test_checkpoints_of_other_models_are_refused(checkpoint: Path, unet: Any) ->
     content = torch.load(checkpoint, weights_only=True)
     state = content["state_dict"]
     for wrong, message in [
-        ({"classifier.weight": torch.zeros(3)}, "it holds no denoiser"),
         ({**state, "networks.ema.more": torch.zeros(3)}, r"0 are missing .* 1 are left over \(the first: more\)"),
         ({k: v for k, v in state.items() if k != "networks.ema.conv_in.bias"}, r"1 are missing .*conv_in.bias"),
         ({**state, "networks.ema.conv_in.bias": torch.zeros(3)}, r"1 have another shape"),
