@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.denoisers.autoencoder import Autoencoder
 from constrained_diffusion.denoisers.config import denoiser_config, is_diffusers
-from constrained_diffusion.denoisers.loading import CONFIG_NAME, WEIGHTS_NAME
 from constrained_diffusion.denoisers.lora_files import LORA_NAME, save_lora
 from constrained_diffusion.denoisers.origin import Origin, copy_parts, place_of
 from constrained_diffusion.denoisers.pipelines import AUTOENCODERS, COMPONENTS
 from constrained_diffusion.denoisers.schedule import DiffusersSchedule, scheduler_config
+from constrained_diffusion.denoisers.sources import CONFIG_NAME, WEIGHTS_NAME
 from constrained_diffusion.runtime import untrusted
 
 _OURS = {

@@ -70,9 +70,7 @@ def open_folder(folder: Path) -> Folder:
     encoder = next((folder / name for name in AUTOENCODERS if (folder / name / "config.json").is_file()), None)
     missing = next((name for name in AUTOENCODERS if name in listed and not (folder / name).is_dir()), None)
     if missing is not None:
-        raise ValueError(
-            f"the pipeline in '{folder}' lacks its {missing}: expected a folder {missing}; fetch it again."
-        )
+        raise ValueError(f"the pipeline in '{folder}' lacks its folder {missing}: expected all parts; fetch it again.")
     config = _json(network / "config.json")
     family = family_of(str(folder), index, _class_name(config)) if index else None
     return Folder(folder, index, network, encoder, family)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from constrained_diffusion.denoisers.loading import EMA, TRAINED, check_layout
+from constrained_diffusion.denoisers.sources import EMA, TRAINED, check_layout
 from constrained_diffusion.runtime import untrusted
 
 #: State that checkpoints leave out: judges and classifiers are named in the config and come from their own files.

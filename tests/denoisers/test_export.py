@@ -98,8 +98,7 @@ def test_a_conditional_network_becomes_a_model_folder(tmp_path: Path) -> None:
     denoiser = make(lambda: network)
     folder = export(denoiser, tmp_path / "export")
     reloaded = PretrainedDenoiser(str(folder))
-    told = {"encoder_hidden_states": torch.randn(2, 4, 6)}
-    inputs = (torch.randn(2, 1, 8, 8), torch.tensor([3, 40]), told)
+    inputs = (torch.randn(2, 1, 8, 8), torch.tensor([3, 40]), {"encoder_hidden_states": torch.randn(2, 4, 6)})
     with torch.no_grad():
         assert torch.equal(reloaded(*inputs), denoiser(*inputs))
     assert weights_sha256(UNet2DConditionModel.from_pretrained(folder)) == weights_sha256(network)

@@ -4,113 +4,159 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from constrained_diffusion.denoisers import pipelines
+from constrained_diffusion.denoisers import families
+from constrained_diffusion.denoisers.autoencoder import Autoencoder
+from constrained_diffusion.denoisers.loading import PretrainedDenoiser
+from constrained_diffusion.denoisers.pipelines import open_folder
 from constrained_diffusion.runtime.distribution import install_hint
 
-PARTS = {
-    "unet": "UNet2DConditionModel",
-    "vae": "AutoencoderKL",
-    "text_encoder": "CLIPTextModel",
-    "tokenizer": "CLIPTokenizer",
-    "scheduler": "PNDMScheduler",
-}
+CLIP = {"text_encoder": "CLIPTextModel", "tokenizer": "CLIPTokenizer"}
+T5: dict[str, Any] = {"text_encoder": "T5EncoderModel", "tokenizer": "T5Tokenizer"}
+SECOND = {"text_encoder_2": "CLIPTextModelWithProjection", "tokenizer_2": "CLIPTokenizer"}
+PARTS = {"unet": "UNet2DConditionModel", "scheduler": "PNDMScheduler", **CLIP}
 
 
-def write(folder: Path, kind: str = "StableDiffusionPipeline", unet: Any = None, **parts: str | None) -> str:
-    """Configs of a pipeline; a part that is None is left out."""
-    index = {name: ["diffusers", cls] for name, cls in {**PARTS, **parts}.items() if cls}
-    (folder / "unet").mkdir()
-    (folder / "unet" / "config.json").write_text(json.dumps({"in_channels": 4, "out_channels": 4, **(unet or {})}))
+def write(folder: Path, kind: str = "StableDiffusionPipeline", config: Any = None, **parts: str | None) -> Path:
+    """Configs of a pipeline; a part that is None is listed as none."""
+    listed = {**PARTS, **parts}
+    index = {name: ["diffusers", cls] if cls else [None, None] for name, cls in listed.items()}
+    network = "transformer" if listed.get("transformer") else "unet"
+    if listed[network]:
+        (folder / network).mkdir(parents=True)
+        content = {"_class_name": listed[network], "in_channels": 4, "out_channels": 4, **(config or {})}
+        (folder / network / "config.json").write_text(json.dumps(content))
     (folder / "model_index.json").write_text(json.dumps({"_class_name": kind, "safety_checker": [None, None], **index}))
-    return str(folder)
-
-
-def test_a_second_text_encoder_makes_it_sdxl(tmp_path: Path) -> None:
-    for name, more in {"one": {}, "two": {"text_encoder_2": "CLIPTextModelWithProjection"}}.items():
-        (tmp_path / name).mkdir()
-        assert pipelines.is_xl(write(tmp_path / name, **more)) == (name == "two")
+    return folder
 
 
 @pytest.mark.parametrize(
-    ("kind", "came", "settings"),
+    ("kind", "settings", "family"),
     [
-        ("StableDiffusion3Pipeline", "no unet", {"unet": None, "transformer": "SD3Transformer2DModel"}),
-        ("StableDiffusionXLImg2ImgPipeline", "no text_encoder", {"text_encoder": None}),
-        ("IFPipeline", "no vae", {"vae": None}),
-        ("KolorsPipeline", "a ChatGLMModel as text_encoder", {"text_encoder": "ChatGLMModel"}),
-        ("TextToVideoSDPipeline", "a UNet3DConditionModel as unet", {"unet": "UNet3DConditionModel"}),
-        ("Some", "the flow-matching FlowMatchEuler", {"scheduler": "FlowMatchEulerDiscreteScheduler"}),
+        ("StableDiffusionImg2ImgPipeline", {}, "sd"),
+        ("StableDiffusionXLPipeline", SECOND, "sdxl"),
+        ("DDPMPipeline", {"unet": "UNet2DModel", "text_encoder": None}, None),
+        ("PixArtSigmaPipeline", {"unet": None, "transformer": "PixArtTransformer2DModel", **T5}, "pixart"),
     ],
-)
-def test_other_kinds_are_refused(tmp_path: Path, kind: str, came: str, settings: dict[str, str | None]) -> None:
-    parts = {**PARTS, **settings}
-    source = write(tmp_path, kind)
-    index = {name: ["diffusers", cls] if cls else [None, None] for name, cls in parts.items()}
-    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": kind, **index}))
-    with pytest.raises(ValueError, match=f"expected a Stable Diffusion .* is a {kind} with {came}.*; use one like"):
-        pipelines.load(source)
+)  # fmt: skip
+def test_the_family_is_told_by_network_and_text_encoders(tmp_path: Path, kind: str, settings: Any, family: Any) -> None:
+    found = open_folder(write(tmp_path, kind, **settings)).family
+    assert (found.name if found else None) == family
+
+
+def test_older_transformers_are_told_by_their_norm(tmp_path: Path) -> None:
+    old = {"unet": None, "transformer": "Transformer2DModel", **T5}
+    folder = write(tmp_path, "PixArtAlphaPipeline", {"norm_type": "ada_norm_single"}, **old)
+    assert open_folder(folder).family is next(one for one in families.FAMILIES if one.name == "pixart")
 
 
 @pytest.mark.parametrize(
-    ("unet", "came"),
+    ("kind", "message", "settings"),
     [
-        ({"in_channels": 9}, "a unet that takes 9 channels and returns 4, as for inpainting"),
-        ({"time_cond_proj_dim": 256}, "a unet that takes the guidance scale as an input"),
+        ("StableDiffusionXLImg2ImgPipeline", "has no text_encoder, without which prom", {"text_encoder": None}),
+        ("KolorsPipeline", "has a GLM as text_encoder: expected a CLIPTextModel", {"text_encoder": "GLM"}),
+        ("VideoPipeline", "whose text encoders are not supported: .* like Stab", {"unet": "UNet3DConditionModel"}),
+        ("Some", "has Evil as the tokenizer of its text_encoder: expected a CLIPTokenizer", {"tokenizer": "Evil"}),
+        ("VQPipeline", "has no noise predictor: expected a unet or transformer", {"unet": None}),
+        ("Some", "lacks its folder vae: expected all parts", {"vae": "AutoencoderKL"}),
     ],
-)
-def test_networks_that_want_more_than_latents_are_refused(tmp_path: Path, unet: Any, came: str) -> None:
-    with pytest.raises(ValueError, match=f"is a StableDiffusionPipeline with {came}; use one like"):
-        pipelines.load(write(tmp_path, unet=unet))
+)  # fmt: skip
+def test_other_kinds_are_refused(tmp_path: Path, kind: str, message: str, settings: dict[str, str | None]) -> None:
+    with pytest.raises(ValueError, match=message):
+        open_folder(write(tmp_path, kind, **settings))
 
 
-def test_what_is_no_pipeline_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "weights.safetensors").write_bytes(b"")
-    for source in (tmp_path, tmp_path / "weights.safetensors", tmp_path / "nowhere"):
-        with pytest.raises(
-            FileNotFoundError, match=r"is no diffusers pipeline: .* model_index.json .* from_single_file"
-        ):
-            pipelines.load(str(source))
+def test_a_part_whose_folder_is_gone_is_refused(folders: Any, tmp_path: Path) -> None:
+    for gone in ("text_encoder", "tokenizer"):
+        shutil.copytree(folders["sd"], tmp_path / gone)
+        shutil.rmtree(tmp_path / gone / gone)
+        with pytest.raises(ValueError, match=f"has no folder {gone}, without which prompts cannot be encoded"):
+            PretrainedDenoiser(str(tmp_path / gone))
 
 
-def test_a_pipeline_without_weights_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"cannot be read \(.+\): expected all of its parts, with weights of the variant"
-    ):
-        pipelines.load(write(tmp_path), variant="fp16")
+def test_truncated_text_encoders_are_refused(folders: Any, tmp_path: Path) -> None:
+    shutil.copytree(folders["sd"], tmp_path / "pipeline")
+    file = tmp_path / "pipeline" / "text_encoder" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:2000])
+    with pytest.raises(ValueError, match="text_encoder' are truncated or from another model"):
+        PretrainedDenoiser(str(tmp_path / "pipeline"))
 
 
-def test_the_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_configs_that_claim_more_than_the_weights_hold_are_refused(folders: Any, tmp_path: Path) -> None:
+    shutil.copytree(folders["sd"], tmp_path / "pipeline")
+    for part, key in (("text_encoder", "intermediate_size"), ("vae", "latent_channels")):
+        file = tmp_path / "pipeline" / part / "config.json"
+        honest = file.read_text()
+        file.write_text(json.dumps({**json.loads(honest), key: 10**7}))
+        with pytest.raises(ValueError, match=f"{part}' .*truncated or from another model"):
+            PretrainedDenoiser(str(tmp_path / "pipeline"))
+        file.write_text(honest)
+
+
+def test_the_missing_extra_is_named(folders: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = folders["sd"]
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ImportError, match=re.escape(install_hint("text-to-image"))):
-        pipelines.load(write(tmp_path))
+        PretrainedDenoiser(str(folder))
 
 
 def test_a_pipeline_with_code_of_its_own_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """diffusers would import the library that a part names, or take it from a file in the part's folder."""
-    folder = Path(write(tmp_path))
+    folder = write(tmp_path / "pipeline")
     (tmp_path / "evil.py").write_text("from pathlib import Path\nPath('executed').touch()\nclass VAE: ...\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     index = json.loads((folder / "model_index.json").read_text())
-    (folder / "model_index.json").write_text(json.dumps({**index, "vae": ["evil", "VAE"]}))
-    with pytest.raises(
-        ValueError, match="names a part of 'evil', whose code is not trusted: expected parts of diffusers"
-    ):
-        pipelines.load(str(folder))
+    (folder / "model_index.json").write_text(json.dumps({**index, "scheduler": ["evil", "VAE"]}))
+    with pytest.raises(ValueError, match="names a part of 'evil', whose code is not trusted: expected parts of diff"):
+        PretrainedDenoiser(str(folder))
     assert not Path("executed").exists()
     index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]  # which is never loaded
     (folder / "model_index.json").write_text(json.dumps(index))
-    assert not pipelines.is_xl(str(folder))
+    assert open_folder(folder).family is not None
 
 
 def test_a_file_of_code_in_a_parts_folder_is_refused(tmp_path: Path) -> None:
-    folder = Path(write(tmp_path))
+    folder = write(tmp_path)
     (folder / "unet" / "diffusers.py").write_text("raise SystemExit")
     with pytest.raises(ValueError, match=r"brings code, 'diffusers.py', .*: expected weights and configs alone"):
-        pipelines.is_xl(str(folder))
+        PretrainedDenoiser(str(folder))
+
+
+def test_an_autoencoder_of_other_latents_is_refused(folders: Any) -> None:
+    with pytest.raises(ValueError, match=r"makes latents of 3 channels, but the denoiser works on \(4, 8, 8\)"):
+        PretrainedDenoiser(str(folders["sd"]), codec=Autoencoder(str(folders["ldm"] / "vqvae")))
+
+
+# ------------------------------------------------------------------------------------------------------------ guidance
+
+
+def test_guidance_that_cannot_be_is_refused(folders: Any) -> None:
+    shape = (4, 8, 8)
+    with pytest.raises(ValueError, match=r"this FLUX was distilled without guidance .* leave guidance_scale at 1"):
+        PretrainedDenoiser(str(folders["schnell"]), 3.5, sample_shape=shape)
+    with pytest.raises(ValueError, match="guidance_scale must be at least 0, got -1"):
+        PretrainedDenoiser(str(folders["sd"]), -1.0)
+    with pytest.raises(ValueError, match="guidance_scale is 2.0, but the model says nothing of an empty condition"):
+        PretrainedDenoiser(str(folders["consistency"]), 2.0)
+    with pytest.raises(ValueError, match="negative_prompt is 'blur', but the model takes no prompts"):
+        PretrainedDenoiser(str(folders["ldm"]), negative_prompt="blur")
+
+
+def test_distilled_guidance_is_told_and_costs_one_branch(folders: Any) -> None:
+    denoiser, rows = PretrainedDenoiser(str(folders["flux"]), 3.5, sample_shape=(4, 8, 8)), []
+    denoiser.network.register_forward_pre_hook(lambda m, args: rows.append(len(args[0])))
+    told = denoiser.encode(["a duck"])
+    assert told["guidance"].tolist() == [3.5]
+    denoiser.predictor(told)(torch.zeros(1, 4, 8, 8), torch.tensor([500.0]))
+    assert rows == [1]
+    with pytest.raises(ValueError, match="FluxTransformer2DModel needs encoder_hidden_states, guidance, pooled"):
+        denoiser.check_condition(None)
+    assert PretrainedDenoiser(str(folders["flux"])).sample_shape == (4, 128, 128)

@@ -79,9 +79,9 @@ def test_what_is_nowhere_is_refused_with_the_alternatives(source: str) -> None:
 
 
 def test_an_unknown_kind_of_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "weights.pth").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"a .ckpt or a .safetensors file, got '.*weights.pth'"):
-        PretrainedDenoiser(str(tmp_path / "weights.pth"))
+    (tmp_path / "weights.gguf").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"a folder, a .ckpt, .safetensors, .pt, .pth, .bin file, got '.*gguf'"):
+        PretrainedDenoiser(str(tmp_path / "weights.gguf"))
 
 
 @pytest.fixture

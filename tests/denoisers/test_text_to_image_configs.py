@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import pytest
-from safetensors.torch import load_file
+import torch
+from safetensors.torch import load_file, save_file
 
 from constrained_diffusion.cli import command
 
@@ -67,3 +70,38 @@ def test_the_shipped_configs_train_adapters_that_the_pipeline_takes(
     results = json.loads((run / "results.json").read_text())
     assert results["before"]["n"] == results["after"]["n"] == 4
     assert results["after"]["constraints"]["RewardAtLeast"]["violation_rate"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("source", "settings", "said"),
+    [
+        ("nowhere", "", "no pretrained denoiser at 'nowhere': expected a zoo name"),
+        ("empty", "", "is no diffusers folder: expected a model_index.json"),
+        ("weights.safetensors", "", "is a single file in the original layout"),
+        ("{schnell}", "guidance_scale=3.5", "this FLUX was distilled without guidance"),
+        ("{sd}", "guidance_scale=-1", "guidance_scale must be at least 0, got -1"),
+        ("{sd}", "variant=fp16", "none of the variant 'fp16': give variant=None"),
+        ("{lame}", "", "has no text_encoder, without which prompts cannot be encoded"),
+    ],
+)
+def test_every_mistake_reaches_the_command_line_as_its_own_sentence(
+    source: str, settings: str, said: str, folders: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    save_file({"model.diffusion_model.out.0.weight": torch.ones(1)}, "weights.safetensors")
+    if "lame" in source:
+        shutil.copytree(folders["sd"], "lame")
+        index = json.loads(Path("lame/model_index.json").read_text())
+        Path("lame/model_index.json").write_text(json.dumps({**index, "text_encoder": [None, None]}))
+    kind = source.strip("{}")
+    chosen = source if "{" not in source else "lame" if kind == "lame" else str(folders[kind])
+    more = [f"--model.init_args.model.init_args.{settings}"] if settings else []
+    with pytest.raises(SystemExit):
+        command.main(
+            ["predict", "--config", "dno_sd15.yaml", f"--model.init_args.model.init_args.source={chosen}", *more]
+        )
+    error = capsys.readouterr().err
+    assert said in " ".join(error.split())
+    assert "does not correspond" not in error
+    assert "Traceback" not in error
