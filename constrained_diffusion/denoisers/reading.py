@@ -72,6 +72,32 @@ def own_error(denoiser: Denoiser, condition: Condition | None = None, seeds: Seq
     return sum(errors) / len(errors) if all(map(math.isfinite, errors)) else math.inf
 
 
+def check_ends(denoiser: Denoiser, condition: Condition | None = None, seeds: Sequence[int] = range(2)) -> None:
+    """Raise ValueError where the network's output, or what it means, is not finite at an end of the schedule.
+
+    Args:
+        denoiser: the network and how it is read.
+        condition: what it is told of the rows, one for each seed.
+        seeds: of the noise that it is shown.
+    """
+    weight = next((p for p in denoiser.network.parameters() if p.is_floating_point()), torch.empty(0))
+    schedule, told = denoiser.noise_schedule, moved(condition, weight.device)
+    noise = keyed_normal([(READING, seed) for seed in seeds], denoiser.sample_shape).to(weight)
+    with undisturbed(denoiser.network, weight.device):
+        for name, place in (("first", 0.0), ("last", schedule.num_timesteps * (1 - 1e-9))):
+            timesteps = schedule.as_timesteps(torch.full((len(noise),), place, dtype=torch.float64)).to(weight.device)
+            noisy = schedule.coefficients(timesteps, noise)[1] * noise
+            output = denoiser.call(denoiser.network, noisy, timesteps, told)
+            clean = schedule.to_clean(output, noisy, timesteps)
+            for part, values in (("output", output), ("predicted clean sample", clean)):
+                if not bool(values.isfinite().all()):
+                    raise ValueError(
+                        f"the {part} of {type(denoiser.network).__name__} is not finite at the {name} timestep of its "
+                        f"schedule ({float(timesteps[0]):g}): expected numbers; see whether its weights are whole, and "
+                        "its prediction type and schedule those of its training."
+                    )
+
+
 def _at_ratios(schedule: NoiseSchedule) -> list[Tensor]:
     """Return the timesteps at which sigma / s is nearest to each of `RATIOS`."""
     places = torch.linspace(0, schedule.num_timesteps * (1 - 1e-9), 1000, dtype=torch.float64)

@@ -16,7 +16,7 @@ from torch import Tensor
 from constrained_diffusion.batch import Seeds
 from constrained_diffusion.condition import Condition, take
 from constrained_diffusion.denoisers.adapter import Denoiser
-from constrained_diffusion.denoisers.reading import check_reading
+from constrained_diffusion.denoisers.reading import check_ends, check_reading
 from constrained_diffusion.diffusion.normalizer import MeasuredNormalizer, Normalizer
 from constrained_diffusion.diffusion.rejection import Rejection, RejectionResult, check_rejection, rejection_sample
 from constrained_diffusion.fine_tuning.checkpoint import own_state
@@ -87,8 +87,9 @@ def encode_rows(denoiser: Denoiser, data: Any, device: torch.device) -> None:
 
 
 def check_own_samples(denoiser: Denoiser, data: Any) -> None:
-    """Warn where the pretrained network does not fit its own samples as its config reads it; see `check_reading`."""
+    """See `check_ends`, and warn where the pretrained network does not fit its own samples as its config reads it."""
     seeds = range(8 if math.prod(denoiser.sample_shape) <= SMALL else 2)
+    check_ends(denoiser, asked(data, seeds[:2]))
     check_reading(denoiser, asked(data, seeds), seeds)
 
 

@@ -17,9 +17,11 @@ from constrained_diffusion.cli import command
 PROMPTS = ["a white duck", "black cat"]
 
 
-@pytest.mark.parametrize(("config", "kind"), [("dno_sd15", "sd"), ("dno_sdxl", "sdxl")])
+@pytest.mark.parametrize(
+    ("config", "kind"), [("dno_sd15", "sd"), ("dno_sdxl", "sdxl"), ("dno_sd15", "sd3"), ("dno_sd15", "flux")]
+)
 def test_the_shipped_configs_optimise_its_images(
-    config: str, kind: str, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: str, kind: str, more: list[str], folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     prompts = tmp_path / "prompts.jsonl"
@@ -28,7 +30,7 @@ def test_the_shipped_configs_optimise_its_images(
         "predict", "--config", f"{config}.yaml", f"--model.init_args.model.init_args.source={folders[kind]}",
         "--model.init_args.objective=Brightness", "--model.init_args.sampler.steps=2", "--model.init_args.steps=2",
         "--data.init_args.prompts=null", f"--data.init_args.prompt_file={prompts}", "--trainer.precision=32-true",
-        "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu",
+        "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu", *more,
     ])  # fmt: skip
     run = tmp_path / "runs" / config / "latest"
     rows = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
