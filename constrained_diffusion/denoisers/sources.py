@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from constrained_diffusion.denoisers import single_file
@@ -19,7 +20,7 @@ from constrained_diffusion.denoisers.config import Parts, parts
 from constrained_diffusion.denoisers.lora_files import LORA_NAME
 from constrained_diffusion.denoisers.packed import is_packed
 from constrained_diffusion.denoisers.pipelines import open_folder, read_network, read_text
-from constrained_diffusion.denoisers.schedule import is_flow, read_schedule
+from constrained_diffusion.denoisers.schedule import OWN_STEP, is_flow, read_schedule
 from constrained_diffusion.denoisers.shapes import shape_from_config
 from constrained_diffusion.denoisers.strictly import foreign
 from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
@@ -116,6 +117,8 @@ def read_schedule_for(
     schedule = read_schedule(scheduler, math.prod(shape[1:]) // patch ** len(shape[1:]), scale)
     if is_packed(network):  # whose pipeline gives the scheduler its grid
         schedule.sampler_settings["spacing"] = "linear"
+    if (name := str(scheduler.get("_class_name", "DDPMScheduler"))) not in OWN_STEP:
+        rank_zero_info(f"{name} is a solver of higher order: its noise levels are taken, the step is of first order.")
     return schedule
 
 
