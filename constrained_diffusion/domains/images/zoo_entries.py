@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from rich.progress import track
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from constrained_diffusion.denoisers.loading import PretrainedDenoiser
@@ -19,7 +18,7 @@ from constrained_diffusion.diffusion.sampler import Sampler, seeded_noise
 from constrained_diffusion.domains.images.class_evaluation import ClassEvaluation
 from constrained_diffusion.domains.images.classifiers import PretrainedClassifier
 from constrained_diffusion.domains.images.zoo_classifiers import classifier, judge
-from constrained_diffusion.domains.images.zoo_latent import autoencoder, flow
+from constrained_diffusion.domains.images.zoo_latent import autoencoder, flow, halve
 from constrained_diffusion.runtime import assets, cards
 from constrained_diffusion.runtime.cards import DataMaker, ZooEntry
 
@@ -46,12 +45,6 @@ def measure(samples: Tensor, label: int | None = None) -> dict[str, Any]:
     for batch in samples.split(500):
         evaluation.update(batch)
     return evaluation.compute()
-
-
-def halve(weights: Path) -> None:
-    """Rewrite a safetensors file in half precision: half the size; it is read back as float32."""
-    save_file({name: tensor.half() for name, tensor in load_file(weights).items()}, weights, metadata={"format": "pt"})
-    weights.chmod(0o644)
 
 
 def denoiser(target: Path, export: Path, data: DataMaker, count: int = COUNT) -> cards.Card:
