@@ -67,9 +67,9 @@ class DiffusersSchedule(VariancePreserving):
             int(config.get("original_inference_steps") or 50),
             float(config.get("timestep_scaling") or 10.0) if lcm else None,
         )
-        self.config: dict[str, Any] = {key: scheduler.config[key] for key in expected}
-        if class_name not in ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler"):
-            self.config = {**config, **self.config}
+        # Of another scheduler its own settings: DDPMScheduler's defaults would clip, and end on another level.
+        own = class_name == "DDPMScheduler"
+        self.config: dict[str, Any] = {key: scheduler.config[key] for key in expected} if own else dict(config)
 
 
 def is_flow(config: dict[str, Any]) -> bool:
