@@ -138,11 +138,12 @@ def _write_pipeline(denoiser: Denoiser, origin: Origin, network: Any, folder: Pa
 
 
 def _write_diffusers(network: Any, scheduler: Any, folder: Path, latent: bool) -> None:
-    from diffusers import DDPMPipeline, UNet2DModel
+    from diffusers import DDIMPipeline, DDPMPipeline, UNet2DModel
 
-    if isinstance(network, UNet2DModel) and not latent and type(scheduler).__name__ == "DDPMScheduler":
-        pipeline: Any = DDPMPipeline(unet=network, scheduler=scheduler)
-        pipeline.save_pretrained(folder)
+    pipelines: dict[str, Any] = {"DDPMScheduler": DDPMPipeline, "DDIMScheduler": DDIMPipeline}
+    cls = pipelines.get(type(scheduler).__name__)
+    if isinstance(network, UNet2DModel) and not latent and cls is not None:
+        cls(unet=network, scheduler=scheduler).save_pretrained(folder)
     elif latent:
         network.save_pretrained(folder / ("unet" if "UNet" in type(network).__name__ else "transformer"))
         scheduler.save_pretrained(folder / "scheduler")

@@ -219,10 +219,10 @@ def schnell(transformers: Any, top: Path) -> Any:
     return flux(transformers, top, guidance_embeds=False)
 
 
-def pixart(transformers: Any, top: Path, kind: str = "PixArtAlphaPipeline", sample_size: int = 8) -> Any:
+def pixart(transformers: Any, top: Path, kind: str = "PixArtAlphaPipeline", **settings: Any) -> Any:
     size = {"num_attention_heads": 2, "attention_head_dim": 12, "num_layers": 1, "cross_attention_dim": 24}
     return getattr(diffusers, kind)(
-        transformer=diffusers.PixArtTransformer2DModel(sample_size=sample_size, caption_channels=16, **size),
+        transformer=diffusers.PixArtTransformer2DModel(**{"sample_size": 8, **size, **settings}, caption_channels=16),
         # Trailing, whose steps DDIM's own t - T // n leads to.
         scheduler=diffusers.DPMSolverMultistepScheduler(**BETAS, timestep_spacing="trailing"),
         vae=vae(),
@@ -237,7 +237,7 @@ def pixart_sigma(transformers: Any, top: Path) -> Any:
 
 def pixart_large(transformers: Any, top: Path) -> Any:
     """Of 1024 pixels, told of its size and its aspect ratio."""
-    return pixart(transformers, top, sample_size=128)
+    return pixart(transformers, top, sample_size=128, patch_size=8)
 
 
 def sana(transformers: Any, top: Path) -> Any:

@@ -94,3 +94,14 @@ def test_a_variant_is_read_by_its_name_and_exported_without(folders: Any, tmp_pa
     assert {p.dtype for p in denoiser.parameters()} == {torch.float32}
     reopened = PretrainedDenoiser(str(export(denoiser, tmp_path / "export")))
     torch.testing.assert_close(answer(reopened), answer(denoiser), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["ddim", "sd", "sdxl", "turbo", "lcm", "consistency"])
+def test_a_bare_network_keeps_its_sampler_through_an_export(folders: Any, tmp_path: Path, kind: str) -> None:
+    """Without a pipeline's index: what clips, where the steps are, and where the last one ends."""
+    shutil.copytree(folders[kind] / "unet", tmp_path / "bare")
+    shutil.copytree(folders[kind] / "scheduler", tmp_path / "bare" / "scheduler")
+    denoiser = PretrainedDenoiser(str(tmp_path / "bare"))
+    assert denoiser.origin is None
+    again = PretrainedDenoiser(str(export(denoiser, tmp_path / "export")))
+    assert again.noise_schedule.sampler_settings == denoiser.noise_schedule.sampler_settings

@@ -44,8 +44,7 @@ def reference(folder: Path, scheduler: str | None = None, **settings: Any) -> An
     return pipeline
 
 
-@pytest.mark.parametrize("negative", ["", "blur"])
-@pytest.mark.parametrize("scale", [1.0, 5.0])
+@pytest.mark.parametrize(("scale", "negative"), [(5.0, ""), (2.0, "blur")])
 @pytest.mark.parametrize(
     ("kind", "scheduler", "more"),
     [
