@@ -21,7 +21,7 @@ class Scripted(ConstrainedDiffusion):
     def held_out_loss(self, batch: Any) -> Tensor:
         return torch.tensor(self.script[self.current_epoch][0])
 
-    def sample(self, seeds: Any, weights: Any = "ema", sampler: Any = None) -> Tensor:
+    def sample(self, seeds: Any, weights: Any = "ema", sampler: Any = None, condition: Any = None) -> Tensor:
         return torch.full((len(seeds), 1, 8, 8), self.script[self.current_epoch][1])
 
 
