@@ -51,9 +51,9 @@ class GeneratedDataModule(DiffusionDataModule):
         only_feasible: keep only samples that satisfy every constraint (the set shrinks accordingly).
         filters: constraints that the set should satisfy besides, though the fit does not penalise them.
         first_seed: seed of the first sample.
-        stand_ins: for each sample that breaks a constraint add one that breaks none, and that is asked for as the first
-            was: of the same condition where there is one, else of any. The frozen model is told what the stand-in was
-            drawn for. So a condition whose samples are all infeasible learns to draw what the others draw.
+        stand_ins: for each sample that breaks a constraint add so many that break none, and that are asked for as the
+            first was: of the same condition where there are some, else of any. The frozen model is told what a stand-in
+            was drawn for. So a condition whose samples are all infeasible learns to draw what the others draw.
         cache_dir: where to keep them; see `default_cache`.
         kwargs: see `DiffusionDataModule`.
 
@@ -70,13 +70,15 @@ class GeneratedDataModule(DiffusionDataModule):
         only_feasible: bool = False,
         filters: Constraint | list[Constraint] | None = None,
         first_seed: int = FIRST_SEED,
-        stand_ins: bool = False,
+        stand_ins: int = 0,
         cache_dir: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         if samples < 1 or held_out < 1:
             raise ValueError(f"expected at least one sample and one held-out sample, got {samples} and {held_out}.")
+        if stand_ins < 0:
+            raise ValueError(f"stand_ins is a number of samples, at least 0, got {stand_ins}.")
         if samples + held_out > MOST_DRAWN:
             raise ValueError(
                 f"GeneratedDataModule keeps its samples in memory, at most {MOST_DRAWN:,}, but samples + held_out is "
@@ -146,7 +148,7 @@ class GeneratedDataModule(DiffusionDataModule):
         kept = torch.tensor([*train])
         feasible = self._feasible(rows.clean[kept]) if self.only_feasible or self.stand_ins else None
         if self.stand_ins and feasible is not None:
-            self._data = with_stand_ins(rows, feasible, self.seed), chosen(rows, held_out)
+            self._data = with_stand_ins(rows, feasible, self.stand_ins, self.seed), chosen(rows, held_out)
             return
         if self.only_feasible and feasible is not None:
             kept = kept[feasible]
@@ -196,12 +198,13 @@ def chosen(rows: TensorRows, index: Sequence[int] | Tensor) -> TensorRows:
     return TensorRows(batch.clean, batch.condition, batch.target, batch.latent, batch.teacher)
 
 
-def with_stand_ins(rows: TensorRows, feasible: Tensor, seed: int) -> TensorRows:
-    """Return the first rows, as many as `feasible` `(N,)` has, and after them a stand-in for each infeasible one.
+def with_stand_ins(rows: TensorRows, feasible: Tensor, each: int, seed: int) -> TensorRows:
+    """Return the first rows, as many as `feasible` `(N,)` has, and after them `each` stand-ins for each infeasible one.
 
     Args:
         rows: samples with their conditions, at least N.
         feasible: which of them satisfy every constraint.
+        each: how many stand-ins an infeasible row gets.
         seed: keys the choice.
 
     Raises:
@@ -216,8 +219,8 @@ def with_stand_ins(rows: TensorRows, feasible: Tensor, seed: int) -> TensorRows:
     for place in (~feasible).nonzero().squeeze(1).tolist():
         alike = fit[(flat[fit] == flat[place]).all(1)]
         among = alike if len(alike) else fit
-        places.append(place)
-        donors.append(int(among[mix(seed, STAND_INS, place) % len(among)]))
+        places += [place] * each
+        donors += [int(among[mix(seed, STAND_INS, place, i) % len(among)]) for i in range(each)]
     given, asked = chosen(rows, donors), chosen(rows, places)
     return TensorRows(given.clean, asked.condition, None, given.latent, given.condition)
 

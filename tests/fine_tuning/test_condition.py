@@ -199,7 +199,7 @@ def test_the_generated_set_holds_what_was_asked_for_and_stand_ins(
         module.trained.conv.bias.zero_()
     module = module_of(module.denoiser, too_bright(), formulation="anchored_penalty")
     data = GeneratedDataModule(
-        18, 6, SAMPLER, stand_ins=True, conditions=Labels(3), cache_dir=str(tmp_path / "cache"), batch_size=9
+        18, 6, SAMPLER, stand_ins=1, conditions=Labels(3), cache_dir=str(tmp_path / "cache"), batch_size=9
     )
     fit(module, data, max_steps=0)
     rows, held_out = data.data
