@@ -52,8 +52,11 @@ class GeneratedDataModule(DiffusionDataModule):
         filters: constraints that the set should satisfy besides, though the fit does not penalise them.
         first_seed: seed of the first sample.
         stand_ins: for each sample that breaks a constraint add so many that break none, and that are asked for as the
-            first was: of the same condition where there are some, else of any. The frozen model is told what a stand-in
-            was drawn for. So a condition whose samples are all infeasible learns to draw what the others draw.
+            first was: of the same condition where there are some, else of the condition that has most of them. The
+            frozen model is told what a stand-in was drawn for. So a condition whose samples are all infeasible learns
+            to draw what that other one draws.
+        mixed_stand_ins: take those of conditions without feasible samples from all other conditions alike: more
+            diverse, but no surer than what the model draws where it is told nothing.
         cache_dir: where to keep them; see `default_cache`.
         kwargs: see `DiffusionDataModule`.
 
@@ -71,6 +74,7 @@ class GeneratedDataModule(DiffusionDataModule):
         filters: Constraint | list[Constraint] | None = None,
         first_seed: int = FIRST_SEED,
         stand_ins: int = 0,
+        mixed_stand_ins: bool = False,
         cache_dir: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -86,6 +90,7 @@ class GeneratedDataModule(DiffusionDataModule):
             )
         self.samples, self.held_out, self.sampler_settings, self.guide = samples, held_out, sampler, guide
         self.only_feasible, self.first_seed, self.stand_ins = only_feasible, first_seed, stand_ins
+        self.mixed_stand_ins = mixed_stand_ins
         self.filters = [filters] if isinstance(filters, Constraint) else filters or []
         self.cache_dir = Path(cache_dir) if cache_dir else default_cache()
 
@@ -148,7 +153,10 @@ class GeneratedDataModule(DiffusionDataModule):
         kept = torch.tensor([*train])
         feasible = self._feasible(rows.clean[kept]) if self.only_feasible or self.stand_ins else None
         if self.stand_ins and feasible is not None:
-            self._data = with_stand_ins(rows, feasible, self.stand_ins, self.seed), chosen(rows, held_out)
+            self._data = (
+                with_stand_ins(rows, feasible, self.stand_ins, self.seed, self.mixed_stand_ins),
+                chosen(rows, held_out),
+            )
             return
         if self.only_feasible and feasible is not None:
             kept = kept[feasible]
@@ -198,7 +206,7 @@ def chosen(rows: TensorRows, index: Sequence[int] | Tensor) -> TensorRows:
     return TensorRows(batch.clean, batch.condition, batch.target, batch.latent, batch.teacher)
 
 
-def with_stand_ins(rows: TensorRows, feasible: Tensor, each: int, seed: int) -> TensorRows:
+def with_stand_ins(rows: TensorRows, feasible: Tensor, each: int, seed: int, mixed: bool = False) -> TensorRows:
     """Return the first rows, as many as `feasible` `(N,)` has, and after them `each` stand-ins for each infeasible one.
 
     Args:
@@ -206,6 +214,7 @@ def with_stand_ins(rows: TensorRows, feasible: Tensor, each: int, seed: int) -> 
         feasible: which of them satisfy every constraint.
         each: how many stand-ins an infeasible row gets.
         seed: keys the choice.
+        mixed: whether a condition without feasible rows takes those of all others, or of the one that has most.
 
     Raises:
         ValueError: nothing was asked for, or no row is feasible.
@@ -215,10 +224,12 @@ def with_stand_ins(rows: TensorRows, feasible: Tensor, each: int, seed: int) -> 
         raise ValueError(f"stand_ins puts feasible samples where infeasible ones were asked for, but {lacking}.")
     count, fit = len(feasible), feasible.nonzero().squeeze(1)
     flat = torch.cat([value[:count].reshape(count, -1).double() for value in rows.condition.values()], 1)
+    _, kind, sizes = flat[fit].unique(dim=0, return_inverse=True, return_counts=True)
+    elsewhere = fit if mixed else fit[kind == sizes.argmax()]
     places, donors = [*range(count)], [*range(count)]
     for place in (~feasible).nonzero().squeeze(1).tolist():
         alike = fit[(flat[fit] == flat[place]).all(1)]
-        among = alike if len(alike) else fit
+        among = alike if len(alike) else elsewhere
         places += [place] * each
         donors += [int(among[mix(seed, STAND_INS, place, i) % len(among)]) for i in range(each)]
     given, asked = chosen(rows, donors), chosen(rows, places)
