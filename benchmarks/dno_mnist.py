@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from constrained_diffusion import PretrainedDenoiser
+from constrained_diffusion.condition import Condition
 from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.diffusion.prediction import Prediction
 from constrained_diffusion.diffusion.sampler import Sampler, sample, seeded_noise
@@ -59,9 +60,9 @@ class Digits:
     def predictor(self, labels: list[int | None]) -> Predict:
         """Return the prediction for rows of these classes; None for a denoiser that knows no classes."""
         known = [label for label in labels if label is not None]
-        return partial(self.predict, condition=torch.tensor(known) if known else None)
+        return partial(self.predict, condition={"class_labels": torch.tensor(known)} if known else None)
 
-    def predict(self, noisy: Tensor, timesteps: Tensor, condition: Tensor | None = None) -> Prediction:
+    def predict(self, noisy: Tensor, timesteps: Tensor, condition: Condition | None = None) -> Prediction:
         return self.denoiser.predict(noisy, timesteps, condition)
 
     def finish(self, sample: Tensor) -> Tensor:

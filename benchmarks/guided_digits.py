@@ -63,7 +63,8 @@ def taught(steps: int, scale: float, batch: int = 64, lr: float = 5e-4) -> Denoi
         x, noise = denoiser.codec.encode(clean[rows]), torch.randn(batch, *clean.shape[1:], generator=generator)
         timesteps = torch.randint(schedule.num_timesteps, (batch,), generator=generator)
         untold = torch.rand(batch, generator=generator) < UNTOLD_SHARE
-        output = denoiser(schedule.add_noise(x, noise, timesteps), timesteps, labels[rows].masked_fill(untold, UNTOLD))
+        told = {"class_labels": labels[rows].masked_fill(untold, UNTOLD)}
+        output = denoiser(schedule.add_noise(x, noise, timesteps), timesteps, told)
         loss = (output - schedule.target(x, noise, timesteps)).square().mean()
         optimizer.zero_grad()
         loss.backward()

@@ -98,7 +98,7 @@ def make(
         counts.clear()
         with torch.autocast(device, dtype, enabled=dtype != torch.float32):
             frozen = networks.predict_frozen(step) if loss.needs_frozen else None
-            prediction, judged = networks.predict_guided(step) if guided else (networks.predict(step), None)
+            prediction, judged = networks.predict_judged(step, guided)
             cost = loss(step, prediction, frozen, judged).loss
         counts["backward"] = 1
         cost.backward()

@@ -89,11 +89,11 @@ def test_guidance_by_class_is_that_of_two_calls(program: Any) -> None:
     labels, untold = torch.tensor([3, 7]), torch.full((2,), digits["UNTOLD"])
     network = denoiser.network.network.eval()
     with torch.no_grad():
-        guided = denoiser(noisy, timesteps, labels)
+        guided = denoiser(noisy, timesteps, {"class_labels": labels})
         told, alone = (network(noisy, timesteps, class_labels=k).sample for k in (labels, untold))
         torch.testing.assert_close(guided, alone + 3 * (told - alone), rtol=1e-4, atol=1e-4)
         denoiser.network.scale = 1
-        torch.testing.assert_close(denoiser(noisy, timesteps, labels), told)
+        torch.testing.assert_close(denoiser(noisy, timesteps, {"class_labels": labels}), told)
     assert (told - alone).abs().max() > 1e-3
 
 

@@ -105,7 +105,6 @@ def _write(denoiser: Denoiser, network: nn.Module, folder: Path) -> None:
             _write_diffusers(network, _scheduler(denoiser), folder, latent)
         else:
             _write_pipeline(denoiser, denoiser.origin, network, folder)
-        _forget_paths(folder)
         del config["network"]
         if isinstance(denoiser.noise_schedule, DiffusersSchedule):
             del config["noise_schedule"]  # the scheduler's own file says it all
@@ -114,6 +113,7 @@ def _write(denoiser: Denoiser, network: nn.Module, folder: Path) -> None:
         save_file(weights, folder / WEIGHTS_NAME)
     if isinstance(denoiser.codec, Autoencoder) and denoiser.origin is None:
         denoiser.codec.network.save_pretrained(folder / "vae")
+    _forget_paths(folder)
     (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 

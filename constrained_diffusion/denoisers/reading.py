@@ -112,8 +112,8 @@ def other_readings(denoiser: Denoiser) -> Iterator[tuple[str, Denoiser]]:
     def read(
         schedule: NoiseSchedule | None = None, network: nn.Module | None = None, codec: Normalizer | None = None
     ) -> Denoiser:
-        other = copy.copy(denoiser)  # of its own class, which knows its empty condition
-        other._modules = dict(denoiser._modules)
+        shared = [*denoiser.children(), *vars(denoiser).values()]  # nothing is copied but what holds them
+        other = copy.deepcopy(denoiser, {id(part): part for part in shared if not isinstance(part, dict)})
         other.network, other.codec = network or denoiser.network, codec or denoiser.codec
         other.noise_schedule = schedule or denoiser.noise_schedule
         return other

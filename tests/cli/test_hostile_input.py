@@ -282,7 +282,7 @@ def test_a_damaged_cache_of_generated_samples(refused: Callable[..., str], place
     content = cached.read_bytes()
     cached.write_bytes(content[:-100])
     assert "is no complete safetensors file" in refused("fit")
-    save_file({"clean": torch.zeros(2, 1, 28, 28)}, cached)
+    save_file({"drawn": torch.zeros(2, 1, 28, 28)}, cached)
     assert "should hold samples of shape (24, 1, 28, 28), but holds (2, 1, 28, 28); delete it" in refused("fit")
 
 

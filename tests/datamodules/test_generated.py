@@ -12,13 +12,14 @@ import torch
 from safetensors.torch import load_file
 
 from constrained_diffusion.datamodules import generated
-from constrained_diffusion.datamodules.generated import FIRST_SEED, GeneratedDataModule, default_cache
+from constrained_diffusion.datamodules.generated import FIRST_SEED, GeneratedDataModule, default_cache, with_stand_ins
 from constrained_diffusion.diffusion.normalizer import Normalizer
 from constrained_diffusion.diffusion.prediction import Prediction
 from constrained_diffusion.diffusion.sampler import Sampler
 from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
 from constrained_diffusion.guides.base import Guide
 from constrained_diffusion.objectives import Constraint
+from constrained_diffusion.runtime.data import TensorRows
 
 SAMPLER = Sampler(steps=3)
 Attach = Callable[..., tuple[ConstrainedDiffusion, GeneratedDataModule]]
@@ -213,3 +214,47 @@ def test_filters_narrow_the_set_and_not_the_fit(attach: Attach) -> None:
     assert torch.equal(data.data[0].clean, whole[bright])
     assert data.cache_file() == attach()[1].cache_file()  # what is drawn is the same
     assert [type(constraint).__name__ for constraint in module.steering.constraints] == ["TooBright"]
+
+
+# ---------------------------------------------------------------- stand-ins
+
+
+def asked_rows() -> TensorRows:
+    labels = torch.tensor([0, 0, 1, 1, 1, 2, 2])
+    return TensorRows(torch.arange(7.0)[:, None], {"class_labels": labels}, latent=torch.arange(7.0)[:, None] + 10)
+
+
+def test_an_infeasible_row_gets_stand_ins_of_its_own_condition() -> None:
+    feasible = torch.tensor([True, False, True, True, True, True, False])
+    rows = with_stand_ins(asked_rows(), feasible, 2, 0)
+    assert rows.clean.flatten().tolist() == [*range(7), 0, 0, 5, 5]
+    assert rows.latent is not None
+    assert rows.latent.flatten().tolist() == [10 + value for value in rows.clean.flatten().tolist()]
+    assert rows.condition is not None
+    assert rows.teacher is not None
+    assert rows.condition["class_labels"].tolist() == rows.teacher["class_labels"].tolist()
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_condition_without_feasible_rows_takes_them_from_one_other_or_from_all(mixed: bool) -> None:
+    feasible = torch.tensor([False, False, True, True, True, True, True])
+    rows = with_stand_ins(asked_rows(), feasible, 50, 0, mixed)
+    assert rows.condition is not None
+    assert rows.teacher is not None
+    told, teacher = rows.condition["class_labels"][7:], rows.teacher["class_labels"][7:]
+    assert told.tolist() == [0] * 100
+    assert set(teacher.tolist()) == ({1, 2} if mixed else {1})  # 1 has most of them
+    assert set(rows.clean[7:].flatten().tolist()) == ({2.0, 3.0, 4.0, 5.0, 6.0} if mixed else {2.0, 3.0, 4.0})
+    again = with_stand_ins(asked_rows(), feasible, 50, 0, mixed)
+    other = with_stand_ins(asked_rows(), feasible, 50, 1, mixed)
+    assert torch.equal(rows.clean, again.clean)
+    assert not torch.equal(rows.clean, other.clean)
+
+
+def test_stand_ins_need_conditions_and_a_feasible_row() -> None:
+    with pytest.raises(ValueError, match="nothing was asked for: give `conditions`"):
+        with_stand_ins(TensorRows(torch.zeros(2, 1)), torch.tensor([True, False]), 1, 0)
+    with pytest.raises(ValueError, match="no sample is feasible"):
+        with_stand_ins(asked_rows(), torch.zeros(7, dtype=torch.bool), 1, 0)
+    with pytest.raises(ValueError, match="stand_ins is a number of samples, at least 0, got -1"):
+        GeneratedDataModule(stand_ins=-1)

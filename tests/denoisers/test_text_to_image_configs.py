@@ -18,7 +18,13 @@ PROMPTS = ["a white duck", "black cat"]
 
 
 @pytest.mark.parametrize(
-    ("config", "kind"), [("dno_sd15", "sd"), ("dno_sdxl", "sdxl"), ("dno_sd15", "sd3"), ("dno_sd15", "flux")]
+    ("config", "kind", "more"),
+    [
+        ("dno_sd15", "sd", []),
+        ("dno_sdxl", "sdxl", []),
+        ("dno_sd15", "sd3", []),
+        ("dno_sd15", "flux", ["--model.init_args.model.init_args.sample_shape=[4, 8, 8]"]),
+    ],
 )
 def test_the_shipped_configs_optimise_its_images(
     config: str, kind: str, more: list[str], folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

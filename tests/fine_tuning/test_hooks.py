@@ -32,11 +32,11 @@ def test_a_network_that_arrives_in_eval_mode_is_trained_in_train_mode(
 
 def test_the_units_are_the_data_s_in_a_fit_and_the_model_s_own_ever_after(tiny_denoiser: Any, tiny_data: Any) -> None:
     denoiser, data = tiny_denoiser(), tiny_data()
-    denoiser.normalizer = MeasuredNormalizer(1)
+    denoiser.codec = MeasuredNormalizer(1)
     data.moments = lambda: ([0.25], [0.5])
     for stage, expected in (("test", (0.0, 1.0)), ("predict", (0.0, 1.0)), ("fit", (0.25, 0.5))):
         hooks.measure_units(denoiser, data, stage)
-        assert (float(denoiser.normalizer.mean), float(denoiser.normalizer.std)) == expected
+        assert (float(denoiser.codec.mean), float(denoiser.codec.std)) == expected
 
 
 def test_without_constraints_a_conditioned_fit_needs_no_bank(trained: Any) -> None:

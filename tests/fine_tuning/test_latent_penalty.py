@@ -62,7 +62,7 @@ class Parts:
 
     def penalty(self) -> Tensor:
         """The penalty part of the loss alone, on the guided predicted clean sample."""
-        _, judged = self.networks.predict_guided(self.step)
+        _, judged = self.networks.predict_judged(self.step, True)
         record = self.loss.record(self.step, judged, None, torch.arange(4))
         assert record.predicted_clean.shape == (4, 3, 16, 16)
         return self.loss.penalty(record, torch.zeros(4)).loss
@@ -115,7 +115,7 @@ def test_one_trained_pass_and_one_decoding_for_each_judged_row(guided: bool, row
     parts = Parts(3.0 if guided else 1.0, formulation="anchored_algorithm1", decode_rows=rows)
     counts, networks, step = counted(parts), parts.networks, parts.step
     frozen = networks.predict_frozen(step)
-    plain, judged = networks.predict_guided(step) if guided else (networks.predict(step), None)
+    plain, judged = networks.predict_judged(step, guided)
     cost = parts.loss(step, plain, frozen, judged).loss
     network = {"trained calls": 1, "trained rows": 8 if guided else 4, "frozen calls": 1, "frozen rows": 4}
     assert counts == {**network, "decoded calls": 1, "decoded rows": rows or 4}
