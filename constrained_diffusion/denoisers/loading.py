@@ -17,6 +17,7 @@ from constrained_diffusion.denoisers.lora_files import load_lora
 from constrained_diffusion.denoisers.origin import Origin
 from constrained_diffusion.denoisers.packed import is_packed
 from constrained_diffusion.denoisers.prompts import TextEncoders, constants, is_told_guidance
+from constrained_diffusion.denoisers.reading import check_reading
 from constrained_diffusion.denoisers.sources import STATE_DICTS, load
 from constrained_diffusion.diffusion.codec import Codec
 from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
@@ -48,6 +49,7 @@ class PretrainedDenoiser(Denoiser):
         prefix: what names of the network's tensors begin with in a checkpoint or state dict of yours, as "model.".
         config: the folder with the configs and tokenizers of the pipeline that a single file in the original layout
             (of Civitai, ComfyUI, ..) holds the weights of; by default the folder beside it that has its name.
+        check: try now whether the network is what its config says, as every fit does (see `check_reading`).
 
     Attributes:
         text: the text encoders, None for a model without prompts.
@@ -75,6 +77,7 @@ class PretrainedDenoiser(Denoiser):
         adapters: str | None = None,
         prefix: str | None = None,
         config: str | None = None,
+        check: bool = False,
     ) -> None:
         path = find(source, variant)
         found = load(path, network, noise_schedule, variant, prefix, sample_shape, config)
@@ -94,6 +97,8 @@ class PretrainedDenoiser(Denoiser):
         self._listen(found, guidance_scale, negative_prompt)
         replaced = any(part is not None for part in (codec, noise_schedule, sample_shape, adapters))
         self.folder: Path | None = path if path.is_dir() and not replaced else None
+        if check:
+            check_reading(self, self.null(2, self._device) or None, range(2))
 
     def _listen(self, found: Parts, scale: float, negative_prompt: str) -> None:
         """Take the text encoders, and guidance, or what is told of it where it was distilled."""

@@ -131,3 +131,9 @@ def test_an_end_of_the_schedule_that_is_not_finite_is_named(place: int, name: st
     check_ends(Denoiser(AtTheEnd(25), schedule, Normalizer(), (4,)))
     with pytest.raises(ValueError, match=f"output of AtTheEnd is not finite at the {name} timestep .*{place}"):
         check_ends(Denoiser(AtTheEnd(place), schedule, Normalizer(), (4,)))
+
+
+def test_it_is_tried_at_load_where_that_is_asked_for() -> None:
+    wrong = Normalizer(0.0, 1.0, 0.0, 1.0)
+    with pytest.warns(UserWarning, match=r"but with data in \[-1, 1\] for the network"):
+        PretrainedDenoiser("mnist_denoiser", codec=wrong, check=True)
