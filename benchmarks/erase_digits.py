@@ -1,6 +1,6 @@
 """Erase digits from the class-conditional latent flow, and measure what is drawn where each digit is asked for.
 
-    python benchmarks/erase_digits.py [--labels 4 2 7] [--n 2000] [--others 300] [--runs runs/benchmark]
+    python benchmarks/erase_digits.py [--labels 4 2 7] [--n 2000] [--others 300] [--first_seed 5000000]
 
 Everything is the shipped config but for `label`; the samples are of seeds that no trial used. It writes
 `erase_digits.json` into the runs' folder and prints a table from it. "Asked for it" is by n samples that were asked for
@@ -62,21 +62,23 @@ def judged(judge: PretrainedClassifier, images: Tensor) -> tuple[Tensor, Tensor,
     )
 
 
-def measure(denoiser: PretrainedDenoiser, label: int, n: int, others: int, sampler: Sampler) -> dict[str, Any]:
+def measure(
+    denoiser: PretrainedDenoiser, label: int, n: int, others: int, sampler: Sampler, first: int = FIRST_SEED
+) -> dict[str, Any]:
     """Return what is drawn where `label` is asked for (`n` samples), and where each other digit is (`others` each)."""
     judge = PretrainedClassifier("mnist_judge")
     reference = ReferenceFeatures.from_file(assets.path("mnist_judge") / "reference.safetensors")
-    seen, sure, _ = judged(judge, draw(denoiser, torch.full((n,), label), FIRST_SEED, sampler))
+    seen, sure, _ = judged(judge, draw(denoiser, torch.full((n,), label), first, sampler))
     rest = [digit for digit in range(10) if digit != label]
     asked = torch.tensor(rest).repeat_interleave(others)
-    found, _, features = judged(judge, draw(denoiser, asked, FIRST_SEED + n, sampler))
+    found, _, features = judged(judge, draw(denoiser, asked, first + n, sampler))
     fids = {}
     for digit in rest:
         real, own = reference.only(digit), features[asked == digit]
         fids[str(digit)] = frechet_distance(own.mean(0), own.T.cov(), real.mean, real.covariance)
     hits = int((seen == label).sum())
     return {
-        "asked": n, "seen": hits, "rate": hits / n, "upper_95": clopper_pearson_upper(hits, n),
+        "first_seed": first, "asked": n, "seen": hits, "rate": hits / n, "upper_95": clopper_pearson_upper(hits, n),
         "sure": (sure >= 0.5).double().mean().item(), "drawn": torch.bincount(seen, minlength=10).tolist(),
         "others": len(asked), "agreement": (found == asked).double().mean().item(), "fid": fids,
     }  # fmt: skip
@@ -109,6 +111,7 @@ def main() -> None:
     parser.add_argument("--labels", type=int, nargs="*", default=[4, 2, 7])
     parser.add_argument("--n", type=int, default=2000)
     parser.add_argument("--others", type=int, default=300)
+    parser.add_argument("--first_seed", type=int, default=FIRST_SEED)
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmark"))
     given = parser.parse_args()
     print("| " + " | ".join(COLUMNS) + " |\n" + "|" + "---|" * len(COLUMNS))
@@ -123,7 +126,8 @@ def main() -> None:
         models = {"before": PretrainedDenoiser("mnist_flow", guidance_scale=scale)}
         models["after"] = PretrainedDenoiser(str(export), guidance_scale=scale)
         entry: dict[str, Any] = {"label": label, "status": results["status"], "seconds": results["command_seconds"]}
-        entry |= {side: measure(model, label, given.n, given.others, sampler) for side, model in models.items()}
+        figures = label, given.n, given.others, sampler, given.first_seed
+        entry |= {side: measure(model, *figures) for side, model in models.items()}
         entries.append({**entry, "machine": platform.processor(), "bfloat16": computes_in_bfloat16()})
         (given.runs / "erase_digits.json").write_text(json.dumps(entries, indent=2) + "\n")
         print("| " + " | ".join(row(entry)) + " |", flush=True)
