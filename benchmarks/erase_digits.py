@@ -1,6 +1,6 @@
 """Erase digits from the class-conditional latent flow, and measure what is drawn where each digit is asked for.
 
-    python benchmarks/erase_digits.py [--labels 4 2 7] [--n 2000] [--others 300] [--first_seed 5000000]
+    python benchmarks/erase_digits.py [--labels 4 2 7] [--n 2000] [--others 300] [--first_seed 5000000] [--mixed]
 
 Everything is the shipped config but for `label`; the samples are of seeds that no trial used. It writes
 `erase_digits.json` into the runs' folder and prints a table from it. "Asked for it" is by n samples that were asked for
@@ -111,6 +111,7 @@ def main() -> None:
     parser.add_argument("--labels", type=int, nargs="*", default=[4, 2, 7])
     parser.add_argument("--n", type=int, default=2000)
     parser.add_argument("--others", type=int, default=300)
+    parser.add_argument("--mixed", action="store_true", help="stand-ins from all other digits")
     parser.add_argument("--first_seed", type=int, default=FIRST_SEED)
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmark"))
     given = parser.parse_args()
@@ -118,6 +119,7 @@ def main() -> None:
     entries = []
     for label in given.labels:
         config = yaml.safe_load(find_config("erase_digit.yaml").read_text())
+        config["data"]["init_args"]["mixed_stand_ins"] = given.mixed
         own = config["model"]["init_args"]
         own["constraints"]["init_args"]["label"] = label
         scale, sampler = own["denoiser"]["init_args"]["guidance_scale"], Sampler(**own["sampler"])

@@ -130,22 +130,23 @@ class Denoiser(nn.Module):
         output = self.call(self.network if network is None else network, noisy, timesteps, condition)
         return self.interpret(output, noisy, timesteps)
 
-    def predict_guided(
+    def outputs(
         self, noisy: Tensor, timesteps: Tensor, condition: Condition | None = None, network: nn.Module | None = None
-    ) -> Prediction:
-        """Return the same with guidance, null + s (condition - null), both from one batch of 2 B rows."""
+    ) -> tuple[Tensor, Tensor]:
+        """Return the raw output, and the one with guidance, null + s (condition - null), from one call of 2 B rows."""
+        network = self.network if network is None else network
         if self.guidance_scale == 1 or condition is None:
-            return self.predict(noisy, timesteps, condition, network)
+            output = self.call(network, noisy, timesteps, condition)
+            return output, output
         both = join([self.null(len(noisy), noisy.device), condition])
-        twice = torch.cat([noisy, noisy]), torch.cat([timesteps, timesteps])
-        null, told = self.call(self.network if network is None else network, *twice, both).chunk(2)
-        return self.interpret(null + self.guidance_scale * (told - null), noisy, timesteps)
+        null, output = self.call(network, torch.cat([noisy] * 2), torch.cat([timesteps] * 2), both).chunk(2)
+        return output, null + self.guidance_scale * (output - null)
 
     def predictor(self, condition: Condition | None = None, network: nn.Module | None = None) -> Predict:
         """Return `(noisy, timesteps) -> Prediction`, with guidance and the condition of its B rows bound."""
 
         def predict(noisy: Tensor, timesteps: Tensor) -> Prediction:
-            return self.predict_guided(noisy, timesteps, condition, network)
+            return self.interpret(self.outputs(noisy, timesteps, condition, network)[1], noisy, timesteps)
 
         return predict
 

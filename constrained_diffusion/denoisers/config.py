@@ -32,6 +32,7 @@ class Parts(NamedTuple):
     text: Any = None  #: the pipeline of diffusers that has the text encoders
     family: Family | None = None  #: of a model that takes prompts
     origin: Path | None = None  #: the folder of the pipeline
+    pipeline_class: str | None = None  #: its class
 
 
 def denoiser_config(denoiser: Denoiser) -> dict[str, Any]:

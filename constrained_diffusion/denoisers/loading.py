@@ -21,7 +21,7 @@ from constrained_diffusion.denoisers.reading import check_reading
 from constrained_diffusion.denoisers.sources import STATE_DICTS, load
 from constrained_diffusion.diffusion.codec import Codec
 from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
-from constrained_diffusion.runtime import assets, untrusted
+from constrained_diffusion.runtime import assets
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -89,9 +89,9 @@ class PretrainedDenoiser(Denoiser):
             1.0,
             null_condition or found.null_condition,
         )
+        self.pipeline_class = found.pipeline_class
         if found.origin is not None:
             self.origin = Origin(found.origin, variant, noise_schedule is None, codec is None)
-            self.pipeline_class = untrusted.read_json(found.origin / "model_index.json").get("_class_name")
         if adapters is not None:
             load_lora(self.network, adapters)
         self._listen(found, guidance_scale, negative_prompt)

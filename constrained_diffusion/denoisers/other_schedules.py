@@ -8,12 +8,8 @@ from typing import Any
 from constrained_diffusion.diffusion.flow_matching import FlowMatching
 from constrained_diffusion.diffusion.variance_exploding import Kind, VarianceExploding
 
-SOLVERS = (
-    "DPMSolver",
-    "UniPC",
-    "DEIS",
-    "SASolver",
-)  #: what those schedulers begin with that leave the cleanest level of a grid out
+#: What the names of those schedulers begin with that leave the cleanest level of a grid out.
+SOLVERS = ("DPMSolver", "UniPC", "DEIS", "SASolver")
 # Settings that would change levels or steps and are not supported, with the value at which they do nothing.
 UNSUPPORTED: dict[str, Any] = {
     **dict.fromkeys(("thresholding", "use_beta_sigmas", "use_lu_lambdas"), False),

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
 from constrained_diffusion.denoisers import single_file
@@ -20,7 +19,7 @@ from constrained_diffusion.denoisers.config import Parts, parts
 from constrained_diffusion.denoisers.lora_files import LORA_NAME
 from constrained_diffusion.denoisers.packed import is_packed
 from constrained_diffusion.denoisers.pipelines import open_folder, read_network, read_text
-from constrained_diffusion.denoisers.schedule import OWN_STEP, is_flow, read_schedule
+from constrained_diffusion.denoisers.schedule import is_flow, read_schedule
 from constrained_diffusion.denoisers.shapes import shape_from_config
 from constrained_diffusion.denoisers.strictly import foreign
 from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
@@ -79,6 +78,7 @@ def _from_single_file(
     if schedule is None and scheduler:
         schedule = read_schedule_for(found.network, scheduler, sample_shape)
     loaded = parts({}, found.network, schedule, f"'{path}'")
+    loaded = loaded._replace(pipeline_class=_json(config / "model_index.json").get("_class_name"))
     return loaded._replace(codec=Autoencoder(network=found.autoencoder), text=found.text, family=found.family)
 
 
@@ -103,7 +103,9 @@ def _from_diffusers(
         found = found._replace(text=read_text(folder, network, variant), family=folder.family)
     if found.null_condition is None:
         found = found._replace(null_condition=_no_class(network))
-    return found._replace(origin=path if folder.contents else None)
+    if not folder.contents:
+        return found
+    return found._replace(origin=path, pipeline_class=folder.contents.get("_class_name"))
 
 
 def read_schedule_for(
@@ -117,8 +119,6 @@ def read_schedule_for(
     schedule = read_schedule(scheduler, math.prod(shape[1:]) // patch ** len(shape[1:]), scale)
     if is_packed(network):  # whose pipeline gives the scheduler its grid
         schedule.sampler_settings["spacing"] = "linear"
-    if (name := str(scheduler.get("_class_name", "DDPMScheduler"))) not in OWN_STEP:
-        rank_zero_info(f"{name} is a solver of higher order: its noise levels are taken, the step is of first order.")
     return schedule
 
 

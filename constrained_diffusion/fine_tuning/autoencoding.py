@@ -21,7 +21,8 @@ class Autoencoding(TrainedModule):
     """Fits decoded to given images: mean squared error + kl_weight KL(q(z | x) || N(0, 1)), both means over numbers.
 
     (Kingma and Welling 2013, arXiv 1312.6114.) What it exports has latents of mean 0 and deviation 1 over the held-out
-    rows, by the autoencoder's own shift and scaling factor. Logs `loss/reconstruction`, `loss/kl` and their validation.
+    rows of its data module, by the autoencoder's own shift and scaling factor. Logs `loss/reconstruction`, `loss/kl`
+    and `val/reconstruction`.
 
     Args:
         network: a `diffusers.AutoencoderKL`; images enter it as 2x - 1.
@@ -46,7 +47,7 @@ class Autoencoding(TrainedModule):
             raise TypeError(f"Autoencoding expects a diffusers.AutoencoderKL, got a {type(network).__name__}.")
         self.network: Any = network
         self.kl_weight = kl_weight
-        self.means = nn.ModuleDict({name: MeanMetric() for name in ("reconstruction", "mean", "square")})
+        self.error = MeanMetric()
 
     @property
     def trained(self) -> nn.Module:
@@ -67,21 +68,28 @@ class Autoencoding(TrainedModule):
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Measure held-out rows: the error of their reconstruction, and mean and square of their latents."""
+        """Measure the error of reconstructed held-out rows."""
         images = 2 * batch.clean - 1
         latents = self.network.encode(images).latent_dist.mode()
         error = (self.network.decode(latents).sample.float() - images).square().flatten(1).mean(1)
-        values = {"reconstruction": error, "mean": latents.float(), "square": latents.float().square()}
-        for name, mean in self.means.items():
-            mean.update(values[name])  # type: ignore[operator]
+        self.error.update(error)
 
     def on_validation_epoch_end(self) -> None:
-        found = {name: mean.compute() for name, mean in self.means.items()}  # type: ignore[operator]
-        deviation = (found["square"] - found["mean"].square()).clamp(min=1e-12).sqrt()
-        self.network.register_to_config(shift_factor=float(found["mean"]), scaling_factor=float(1 / deviation))
-        self.log("val/reconstruction", found["reconstruction"], prog_bar=True)
-        for mean in self.means.values():
-            mean.reset()  # type: ignore[operator]
+        self.log("val/reconstruction", self.error.compute(), prog_bar=True)
+        self.error.reset()
+
+    @torch.no_grad()
+    def on_train_end(self) -> None:
+        """Measure the latents of all held-out rows with the last weights, on every rank alike."""
+        data = getattr(self.trainer, "datamodule", None)
+        if not hasattr(data, "data"):  # plain loaders: the factors stay as they came
+            return
+        rows = data.data[1]  # type: ignore[union-attr]
+        self.network.eval()
+        parts = [rows.__getitems__(part.tolist()).clean for part in torch.arange(len(rows)).split(250)]
+        latents = torch.cat([self.network.encode(2 * part.to(self.device) - 1).latent_dist.mode() for part in parts])
+        mean, deviation = float(latents.float().mean()), float(latents.float().std(correction=0).clamp(min=1e-6))
+        self.network.register_to_config(shift_factor=mean, scaling_factor=1 / deviation)
 
     def export(self, folder: str | Path) -> None:
         """Write the autoencoder to `folder`, as diffusers does, and beside it `training.json`."""

@@ -14,7 +14,6 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from constrained_diffusion.batch import NoisyBatch
-from constrained_diffusion.condition import join
 from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.denoisers.config import denoiser_config
 from constrained_diffusion.denoisers.export import export, export_lora, weights_sha256
@@ -144,16 +143,14 @@ class Networks(nn.Module):
 
         That is the same or, where `guided`, the prediction with guidance, both from one call of 2 B rows.
         """
-        denoiser, rows = self.denoiser, len(step.noisy)
-        if not guided or denoiser.guidance_scale == 1 or step.condition is None:
+        if not guided:
             prediction = self.predict(step)
             return prediction, prediction
-        both = join([denoiser.null(rows, step.noisy.device), step.condition])
-        twice = torch.cat([step.noisy] * 2), torch.cat([step.timesteps] * 2)
-        null, told = denoiser.call(self.trained, *twice, both).chunk(2)
-        outputs = told, null + denoiser.guidance_scale * (told - null)
-        plain, judged = (denoiser.interpret(output, step.noisy, step.timesteps) for output in outputs)
-        return plain, judged
+        plain, steered = self.denoiser.outputs(step.noisy, step.timesteps, step.condition)
+        prediction = self.denoiser.interpret(plain, step.noisy, step.timesteps)
+        if steered is plain:
+            return prediction, prediction
+        return prediction, self.denoiser.interpret(steered, step.noisy, step.timesteps)
 
     @torch.no_grad()
     def predict_frozen(self, step: NoisyBatch) -> Prediction:
@@ -203,9 +200,7 @@ class Networks(nn.Module):
     def share_out(self, mesh: DeviceMesh, block: int) -> None:
         """Share all three networks out over the ranks of `mesh`, in place; `block` as in `FullySharded`."""
         self.config = denoiser_config(self.denoiser)  # sharding puts other classes in place of the network's
-        self.ema = copy.deepcopy(
-            self.ema
-        )  # with LoRA it has the trained network's weights, which can be shared out once
+        self.ema = copy.deepcopy(self.ema)  # with LoRA it has the trained network's weights, to be shared out once
         self._meta_copy = (meta_copy(self.ema),)
         for network in (self.trained, self.ema, *self._frozen):
             shard(network, mesh, block)

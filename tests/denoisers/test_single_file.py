@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,6 +16,7 @@ from torch import Tensor
 from constrained_diffusion.denoisers.loading import PretrainedDenoiser
 from constrained_diffusion.denoisers.schedule import DiffusersSchedule
 from constrained_diffusion.diffusion.sampler import Sampler, sample
+from constrained_diffusion.fine_tuning.networks import Networks
 
 SCHEDULE = {"num_train_timesteps": 50, "beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"}
 RESNET = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0"}
@@ -84,6 +86,14 @@ def test_a_single_file_is_the_pipeline_that_it_was_made_of(folders: Any, single:
     (tmp_path / "one").rename(tmp_path / "other")
     elsewhere = PretrainedDenoiser(str(single), 3.0, config=str(tmp_path / "other"))
     torch.testing.assert_close(answer(elsewhere), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_adapters_for_a_single_file_are_the_pipeline_s_own(folders: Any, single: Path, tmp_path: Path) -> None:
+    networks = Networks(PretrainedDenoiser(str(single)), lora={"r": 2, "target_modules": ["to_q"]})
+    networks.export(tmp_path / "export")
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(folders["sd"])
+    pipeline.load_lora_weights(tmp_path / "export")
+    assert pipeline.unet.peft_config
 
 
 def test_a_single_file_without_configs_is_refused(single: Path) -> None:
