@@ -13,19 +13,19 @@ class Batch(NamedTuple):
     """What every training and validation step receives."""
 
     clean: Tensor  #: `(B, *shape)`, in the data's own units
-    condition: Condition | None = None  #: what the denoiser is told of each row
+    condition: Condition | None = None  #: of the denoiser, one row per sample
     mask: Tensor | None = None  #: `(B, L)`, True where a token exists
     rows: Tensor | None = None  #: `(B,)`, each row's place in the data set; keys the fixed noise of held-out losses
     target: Tensor | None = None  #: what a `Supervised` network should say of each row, such as a label
     latent: Tensor | None = None  #: `(B, *shape)`, the clean sample in the network's units, where that is known
-    teacher: Condition | None = None  #: what the frozen model is told, where it is not told the same
+    teacher: Condition | None = None  #: the condition of the frozen model, where that is another
 
 
 class Seeds(NamedTuple):
     """The samples that an evaluation or a prediction draws."""
 
     seeds: Tensor  #: `(B,)`, int64
-    condition: Condition | None = None  #: what the denoiser is told of each
+    condition: Condition | None = None  #: of the denoiser, one row per sample
 
 
 class NoisyBatch(NamedTuple):
@@ -37,6 +37,6 @@ class NoisyBatch(NamedTuple):
     noisy: Tensor  #: `(B, *shape)`, x_t
     timesteps: Tensor  #: `(B,)`, or `(B, L)` where tokens have noise levels of their own
     highest: Tensor  #: `(B,)` on the host, the largest timestep of each row: rows are chosen without asking the device
-    condition: Condition | None = None  #: what the denoiser is told of each row
+    condition: Condition | None = None  #: of the denoiser, one row per sample
     rows: Tensor | None = None  #: `(B,)`, each row's place in the data set
-    teacher: Condition | None = None  #: what the frozen model is told, where it is not told the same
+    teacher: Condition | None = None  #: the condition of the frozen model, where that is another

@@ -1,4 +1,4 @@
-"""What a network is told besides noise and time: a mapping from its own keyword names to tensors, one row per sample.
+"""What a network is conditioned on: a mapping from its own keyword names to tensors, one row per sample.
 
 A dot leads into a nested mapping: `added_cond_kwargs.text_embeds` is the entry `text_embeds` of the keyword argument
 `added_cond_kwargs`.

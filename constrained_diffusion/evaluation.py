@@ -116,7 +116,7 @@ class Evaluation(nn.Module, ABC):
 
         Args:
             clean: `(B, *shape)`, in the data's units.
-            condition: what the denoiser was told of each; None where it takes nothing.
+            condition: of each sample; None where the denoiser is unconditional.
         """
         self.update(clean)
 

@@ -51,12 +51,12 @@ class GeneratedDataModule(DiffusionDataModule):
         only_feasible: keep only samples that satisfy every constraint (the set shrinks accordingly).
         filters: constraints that the set should satisfy besides, though the fit does not penalise them.
         first_seed: seed of the first sample.
-        stand_ins: for each sample that breaks a constraint add so many that break none, and that are asked for as the
-            first was: of the same condition where there are some, else of the condition that has most of them. The
-            frozen model is told what a stand-in was drawn for. So a condition whose samples are all infeasible learns
-            to draw what that other one draws.
+        stand_ins: for each sample that breaks a constraint add so many that break none, with the condition of the
+            first: drawn with the same condition where some were, else with the one that has most of them. The frozen
+            model has the condition that a stand-in was drawn with. So a condition whose samples are all infeasible
+            learns to draw what that other one draws.
         mixed_stand_ins: take those of conditions without feasible samples from all other conditions alike: more
-            diverse, but no surer than what the model draws where it is told nothing.
+            diverse, but no surer than the model's unconditional samples.
         cache_dir: where to keep them; see `default_cache`.
         kwargs: see `DiffusionDataModule`.
 

@@ -23,8 +23,8 @@ class MNISTDataModule(DiffusionDataModule):
         download: fetch the files from torchvision's mirrors where they are missing.
         image_size: 28, or larger to pad with black (32 for networks with five downsamplings).
         with_labels: keep the labels in `Batch.target`, for classifiers.
-        conditional: tell the denoiser the labels, as `class_labels`; by default samples of evaluation are asked for in
-            turn, seed s for the digit s modulo 10.
+        conditional: condition the denoiser on the labels, as `class_labels`; by default samples of evaluation are asked
+            for in turn, seed s for the digit s modulo 10.
         held_out: number of test digits used for the held-out loss.
         kwargs: see `DiffusionDataModule`.
 

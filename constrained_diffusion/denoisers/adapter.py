@@ -29,7 +29,7 @@ class Denoiser(nn.Module):
         sample_shape: shape of one sample in the network's space; read from a diffusers network's config when not given.
         guidance_scale: s of classifier-free guidance in sampling (Ho and Salimans 2022, arXiv 2207.12598, eq. 6 with
             s = 1 + w); 1 is the condition alone, at half the cost.
-        null_condition: what the network is told where it is told nothing, by keyword and for one sample, such as
+        null_condition: the empty condition, by keyword and for one sample, such as
             `{class_labels: 10}`; needed for guidance.
 
     Raises:
@@ -83,7 +83,7 @@ class Denoiser(nn.Module):
         return False
 
     def encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """Return what the network is told of `prompts`, one row each, each encoded once and on its own.
+        """Return the condition of `prompts`, one row each, each encoded once and on its own.
 
         Raises:
             TypeError: the model takes no prompts.
@@ -163,7 +163,7 @@ class Denoiser(nn.Module):
 
         Args:
             shape: of one sample of data.
-            condition: what the data module tells it of two samples.
+            condition: of two samples, from the data module.
         """
         if tuple(shape) != self.data_shape:
             raise ValueError(

@@ -36,7 +36,7 @@ class PretrainedDenoiser(Denoiser):
             written by `export`, a `.ckpt` of ours (its EMA weights) or of yours, a `.safetensors` file, a state dict
             (`.pt`, `.pth`, `.bin`); or a hub id `owner/name`.
         guidance_scale: of classifier-free guidance in sampling; 1 is the condition alone, at half the cost. A network
-            that guidance was distilled into (FLUX.1-dev, latent consistency models) is told it instead.
+            that guidance was distilled into (FLUX.1-dev, latent consistency models) has it as a condition instead.
         negative_prompt: what guidance leads away from, where the model takes prompts. Empty, it is what the pipeline
             itself takes without one: the embedding of the empty prompt, or zeros (SDXL base).
         variant: of the weights' files, for example "fp16"; they are computed with in single precision.
@@ -101,7 +101,7 @@ class PretrainedDenoiser(Denoiser):
             check_reading(self, self.null(2, self._device) or None, range(2))
 
     def _listen(self, found: Parts, scale: float, negative_prompt: str) -> None:
-        """Take the text encoders, and guidance, or what is told of it where it was distilled."""
+        """Take the text encoders, and guidance, or its scale as a condition where it was distilled."""
         pixels, self.text = self.data_shape, None  # a foreign autoencoder refuses the first
         if found.text is not None and found.family is not None:
             constant = constants(self.network, found.family, found.text, pixels, scale)
@@ -137,7 +137,7 @@ class PretrainedDenoiser(Denoiser):
         return self.text is not None
 
     def encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """Return what the network is told of `prompts`, one row each, each encoded once and on its own.
+        """Return the condition of `prompts`, one row each, each encoded once and on its own.
 
         Raises:
             TypeError: the model takes no prompts.

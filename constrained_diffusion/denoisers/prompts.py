@@ -1,4 +1,4 @@
-"""Prompts as conditions: a pipeline's own text encoders, and what else its network is told of a sample.
+"""Prompts as conditions: a pipeline's own text encoders, and what else its network is conditioned on.
 
 The encoders are diffusers' `encode_prompt` with the defaults of the pipeline's own call. They are no sub-modules of a
 denoiser: nothing trains, copies or saves them. They lie on the host and come to the network's device to encode.
@@ -37,7 +37,7 @@ class TextEncoders:
         self._null: dict[str, Tensor] | None = None
 
     def encode(self, prompts: Sequence[str], device: torch.device) -> dict[str, Tensor]:
-        """Return what the network is told of B prompts on `device`, each encoded once, on its own, without gradient.
+        """Return the condition of B prompts on `device`, each encoded once, on its own, without gradient.
 
         Raises:
             ValueError: there is no prompt, or a string in place of a list.
@@ -53,7 +53,7 @@ class TextEncoders:
             return moved(join([known[prompt] for prompt in prompts]), device) or {}
 
     def null(self, device: torch.device) -> dict[str, Tensor]:
-        """Return what the network is told of the negative prompt, one row."""
+        """Return the condition of the negative prompt, one row."""
         with self._ready(device, self._null is None):
             if self._null is None:
                 self._null = self._said(self.negative_prompt, device, null=True)
@@ -88,14 +88,14 @@ class TextEncoders:
 
 
 def constants(network: Any, family: Family, pipeline: Any, pixels: tuple[int, ...], scale: float) -> dict[str, Tensor]:
-    """Return the rows `(1, ...)` that a network is told of every sample.
+    """Return the rows `(1, ...)` that every sample's condition has.
 
     Args:
         network: the network.
         family: its family.
         pipeline: the one that its text encoders are in.
         pixels: shape of one picture, `(C, H, W)`.
-        scale: of the guidance, for networks that are told it because it was distilled into them.
+        scale: of the guidance, for networks that have it as a condition because it was distilled into them.
     """
     height, width = map(float, pixels[-2:])
     found: dict[str, Tensor] = {}
@@ -114,6 +114,6 @@ def constants(network: Any, family: Family, pipeline: Any, pixels: tuple[int, ..
 
 
 def is_told_guidance(network: Any) -> bool:
-    """Return whether guidance was distilled into `network`, which is told its scale."""
+    """Return whether guidance was distilled into `network`, which has its scale as a condition."""
     config: Any = getattr(network, "config", None) or {}
     return bool(config.get("guidance_embeds") or config.get("time_cond_proj_dim"))

@@ -1,4 +1,4 @@
-"""Is a network what its config says? Its error on its own samples tells, and which other reading fits it better.
+"""Is a network what its config says? Its error on its own samples says so, and which other reading fits it better.
 
 A model that is read rightly predicts the noise of its own samples well. Read as another prediction type, schedule, time
 scale or data range, it draws something else, and predicts that badly. Nothing but the network is needed.
@@ -50,7 +50,7 @@ def own_error(denoiser: Denoiser, condition: Condition | None = None, seeds: Seq
 
     Args:
         denoiser: the network and how it is read.
-        condition: what it is told of the samples, one row per seed.
+        condition: of the samples, one row per seed.
         seeds: of its samples.
     """
     weight = next((p for p in denoiser.network.parameters() if p.is_floating_point()), torch.empty(0))
@@ -77,7 +77,7 @@ def check_ends(denoiser: Denoiser, condition: Condition | None = None, seeds: Se
 
     Args:
         denoiser: the network and how it is read.
-        condition: what it is told of the rows, one for each seed.
+        condition: of the rows, one for each seed.
         seeds: of the noise that it is shown.
     """
     weight = next((p for p in denoiser.network.parameters() if p.is_floating_point()), torch.empty(0))
@@ -160,7 +160,7 @@ def check_reading(denoiser: Denoiser, condition: Condition | None = None, seeds:
 
     Args:
         denoiser: the network and how it is read.
-        condition: what it is told of the samples, one row per seed.
+        condition: of the samples, one row per seed.
         seeds: of its samples.
     """
     error = own_error(denoiser, condition, seeds)

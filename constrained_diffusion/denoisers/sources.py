@@ -111,7 +111,7 @@ def _from_diffusers(
 def read_schedule_for(
     network: nn.Module, scheduler: dict[str, Any], sample_shape: tuple[int, ...] | None = None
 ) -> NoiseSchedule:
-    """Return the schedule of a scheduler's config for `network`: what it is told of time, and its tokens."""
+    """Return the schedule of a scheduler's config for `network`: with the scale of its time, and its tokens."""
     config: Any = getattr(network, "config", {})
     scale = 0.001 if is_packed(network) else float(config.get("timestep_scale") or 1.0)
     patch = 2 if is_packed(network) else int(config.get("patch_size") or 1)

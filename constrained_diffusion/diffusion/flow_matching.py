@@ -23,7 +23,7 @@ class FlowMatching(NoiseSchedule):
     Args:
         shift: of the sampler's grid towards the noise, u -> shift u / (1 + (shift - 1) u); 1 leaves it even.
         num_timesteps: T.
-        time_scale: the network is told T u times this: 1, or 0.001 where it expects u itself.
+        time_scale: the network's time is T u times this: 1, or 0.001 where it expects u itself.
         sampler_settings: arguments of `Sampler` in place of the family's: spacing "linear", not clipped.
 
     Raises:

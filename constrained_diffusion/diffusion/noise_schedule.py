@@ -69,7 +69,7 @@ class NoiseSchedule(nn.Module, ABC):
         """Return the timesteps at `values`, any numbers in [0, T), as the network was trained with them."""
 
     def network_time(self, timesteps: Tensor) -> Tensor:
-        """Return what the network is told of `timesteps`."""
+        """Return the time argument that the network gets at `timesteps`."""
         return timesteps
 
     def network_input(self, noisy: Tensor, timesteps: Tensor) -> Tensor:

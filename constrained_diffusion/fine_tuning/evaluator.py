@@ -111,7 +111,7 @@ class Evaluator:
     def check(self, stage: str, shape: tuple[int, ...], condition: Condition | None = None) -> None:
         """Raise ValueError where samples of `shape` fit not the denoiser or a constraint, or a fit lacks a gradient.
 
-        `condition` is what the data module tells the denoiser of two samples.
+        `condition` is that of two samples, from the data module.
         """
         self.networks.denoiser.check_data(shape, condition)
         if self.guide is not None:

@@ -65,7 +65,7 @@ def set_up(evaluator: Evaluator, data: Any, stage: str, condition_dropout: float
     denoiser = evaluator.networks.denoiser
     measure_units(denoiser, data, stage)
     shape = getattr(data, "sample_shape", denoiser.data_shape)
-    evaluator.check(stage, shape, told(data, condition_dropout, denoiser))
+    evaluator.check(stage, shape, checked_condition(data, condition_dropout, denoiser))
 
 
 def measure_units(denoiser: Denoiser, data: Any, stage: str) -> None:
@@ -93,11 +93,11 @@ def check_own_samples(denoiser: Denoiser, data: Any) -> None:
     check_reading(denoiser, asked(data, seeds), seeds)
 
 
-def told(data: Any, dropout: float, denoiser: Denoiser) -> Condition | None:
-    """Return what the data module `data` tells the denoiser of two samples, or None.
+def checked_condition(data: Any, dropout: float, denoiser: Denoiser) -> Condition | None:
+    """Return the condition of two samples, from the data module `data`, or None.
 
     Raises:
-        ValueError: some rows should be told nothing, and nobody knows how.
+        ValueError: rows should be dropped, but no empty condition is known.
     """
     condition = asked(data, [0, 1])
     if dropout and (condition is None or set(condition) - set(denoiser.null(1, torch.device("cpu")))):

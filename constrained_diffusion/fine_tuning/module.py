@@ -48,7 +48,7 @@ class ConstrainedDiffusion(TrainedModule):
         ema_decay, lora, gradient_checkpointing, merge_lora: see `Networks` and its `export`; samples are of the EMA.
         max_violation_rate: a fit is feasible where the upper 95 % bound of the share of violations is at most this.
         rejection: let `predict` draw for every seed until its sample satisfies the constraints; None: one draw.
-        condition_dropout: the share of training rows that are told nothing, as guidance needs in pretraining.
+        condition_dropout: the share of training rows with an empty condition, as guidance needs in pretraining.
         guided_penalty: let constraints see the predicted clean sample with guidance, at twice the cost of a step.
         seed, optimizer, lr_scheduler: see `TrainedModule`.
 

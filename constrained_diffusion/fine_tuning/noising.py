@@ -95,8 +95,8 @@ def draw_training(
         noise_levels: levels that differ from token to token; None: one for each row.
         guide: what it holds clean in sampling is clean here too.
         density: of the noise levels; None: even over the schedule.
-        condition_dropout: the share of rows that are told nothing, chosen by the row's number; the frozen model, which
-            they are compared with, is told all the same.
+        condition_dropout: the share of rows with an empty condition, chosen by the row's number; the frozen model,
+            which they are compared with, keeps theirs.
     """
     schedule, clean = denoiser.noise_schedule, encoded(batch, denoiser)
     (seed, number), (own, ranks) = key, rank

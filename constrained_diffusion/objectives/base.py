@@ -31,7 +31,7 @@ class StepRecord:
     noise: Tensor  #: `(B, *shape)`, epsilon
     predicted_noise: Tensor  #: `(B, *shape)`, epsilon_theta(x_t, t)
     frozen_noise: Tensor | None = None  #: the pretrained model's prediction on the same input, where one is kept
-    condition: Condition | None = None  #: what the denoiser was told of each row
+    condition: Condition | None = None  #: of the denoiser, one row per sample
 
 
 class Constraint(nn.Module, ABC):

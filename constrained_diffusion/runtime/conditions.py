@@ -25,7 +25,7 @@ class Conditions(ABC):
 
     @abstractmethod
     def of(self, places: Sequence[int], denoiser: Any) -> dict[str, Tensor]:
-        """Return what `denoiser` is told of the samples at `places` (or of these seeds), one row each."""
+        """Return the condition of `denoiser` for the samples at `places` (or of these seeds), one row each."""
 
     @abstractmethod
     def names(self, places: Sequence[int]) -> list[str]:

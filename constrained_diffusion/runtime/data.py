@@ -22,10 +22,10 @@ class TensorRows(Dataset[Batch]):
 
     Args:
         clean: `(N, *shape)`; uint8 images are read as [0, 1].
-        condition: what the denoiser is told of each, N rows.
+        condition: of the denoiser, N rows.
         target: `(N, ...)`, what a supervised network should say of each.
         latent: `(N, *shape)`, the same samples in the network's space, where that is known.
-        teacher: what the frozen model is told of each, where it is not told the same.
+        teacher: the condition of the frozen model, where that is another.
 
     Raises:
         ValueError: something else has not N rows.
@@ -82,7 +82,7 @@ class DiffusionDataModule(LightningDataModule, ABC):
         val_samples, test_samples, predict_samples: how many samples each of these draws.
         first_eval_seed: they are drawn from the seeds first_eval_seed, first_eval_seed + 1, ..
         seed: keys the training order.
-        conditions: what samples are asked for, by their seeds; None for a model that is told nothing.
+        conditions: what samples are asked for, by their seeds; None for an unconditional model.
 
     Raises:
         ValueError: a batch size below 1, or a number of samples below 0 or above `MOST`.
@@ -144,7 +144,7 @@ class DiffusionDataModule(LightningDataModule, ABC):
         return rows.__getitems__(list(range(min(count, len(rows))))).clean
 
     def condition(self, seeds: list[int]) -> Condition | None:
-        """Return what the denoiser is told of the samples of `seeds`, one row each; None where it is told nothing."""
+        """Return the denoiser's condition for the samples of `seeds`, one row each; None where it is unconditional."""
         if self.conditions is None:
             return None
         module: Any = None if self.trainer is None else self.trainer.lightning_module

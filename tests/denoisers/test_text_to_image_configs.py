@@ -77,7 +77,8 @@ def test_the_shipped_configs_train_adapters_that_the_pipeline_takes(
     assert {file.name for file in (run / "grids" / "asked").iterdir()} == {"000-a-white-duck.png", "001-black-cat.png"}
     results = json.loads((run / "results.json").read_text())
     assert results["before"]["n"] == results["after"]["n"] == 4
-    assert results["after"]["constraints"]["RewardAtLeast"]["violation_rate"] <= 1
+    for side in ("before", "after"):  # random weights draw no black pictures
+        assert results[side]["constraints"]["RewardAtLeast"]["violation_rate"] == 1.0
 
 
 @pytest.mark.parametrize(
