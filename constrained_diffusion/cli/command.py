@@ -30,7 +30,7 @@ from constrained_diffusion.callbacks import (
     NoiseProgress,
     SharedRunFolder,
 )
-from constrained_diffusion.cli import arguments, config_errors, defaults, runs
+from constrained_diffusion.cli import arguments, config_errors, defaults, devices, runs
 from constrained_diffusion.diffusion import token_sampler
 from constrained_diffusion.diffusion.rejection import InfeasibleError
 from constrained_diffusion.diffusion.sampler import Sampler
@@ -186,6 +186,7 @@ class ConstrainedCLI(LightningCLI):
                 "RANK, LOCAL_RANK, SLURM_PROCID, NODE_RANK or MPI's in the environment says that this is not the first "
                 "rank, but for the Trainer it is; start it by torchrun or srun on all ranks, or unset these variables."
             )
+        devices.report_idle(trainer)
         trainer.callbacks.insert(0, SharedRunFolder())  # type: ignore[attr-defined]  # before the config's own callbacks
         return trainer
 
@@ -288,7 +289,7 @@ def _run(argv: list[str], progress: Progress) -> None:
         subclass_mode_data=True,
         save_config_callback=None,
         load_from_checkpoint_support=False,
-        trainer_defaults=dict(TRAINER_DEFAULTS),
+        trainer_defaults={**TRAINER_DEFAULTS, "devices": devices.default_devices()},
         parser_kwargs={"exit_on_error": False},
     )
 

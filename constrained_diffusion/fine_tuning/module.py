@@ -152,10 +152,10 @@ class ConstrainedDiffusion(TrainedModule):
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Loader 0: the held-out loss of the EMA weights, with noise fixed per row. Loader 1: seeds to sample from."""
-        if dataloader_idx == 0:
-            self.evaluator.held_out.update(self.held_out_loss(batch), len(batch.clean))
-        else:
+        if dataloader_idx == 1:
             self.evaluator.tallies["val"].update(hooks.drawn(self, batch), batch.condition)
+        elif len(batch.clean):
+            self.evaluator.held_out.update(self.held_out_loss(batch), len(batch.clean))
 
     def held_out_loss(self, batch: Batch) -> Tensor:
         """Return the EMA network's mean error on `batch`, measured and weighted as in training; noise keyed by row."""
