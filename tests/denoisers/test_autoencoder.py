@@ -39,6 +39,29 @@ def test_the_gradient_passes_the_decoder_and_not_its_weights(checkpointed: bool)
     assert not codec.network.training
 
 
+def test_a_decoder_that_overflows_in_half_precision_computes_in_single() -> None:
+    codec, latents = Autoencoder(network=kl(force_upcast=True)), torch.randn(1, 4, 2, 2)
+    expected = codec.decode(latents)
+    with torch.autocast("cpu", torch.float16):
+        assert torch.equal(codec.decode(latents), expected)
+    codec.half().decode(latents.half())
+    assert next(codec.network.parameters()).dtype == torch.float32
+
+
+def test_the_latents_means_and_deviations_are_those_of_diffusers() -> None:
+    """As pipelines of SDXL decode: latents * std / scaling_factor + mean, of each channel."""
+    mean, std = [0.1, -1.0, 2.0, 0.3], [0.5, 2.0, 1.5, 3.0]
+    network = kl(latents_mean=mean, latents_std=std, shift_factor=None)
+    codec, images = Autoencoder(network=network), torch.rand(2, 3, 8, 8)
+    means, stds = torch.tensor(mean).view(1, 4, 1, 1), torch.tensor(std).view(1, 4, 1, 1)
+    with torch.no_grad():
+        latents = (network.encode(2 * images - 1).latent_dist.mode() - means) * 0.5 / stds
+        torch.testing.assert_close(codec.encode(images), latents)
+        expected = (network.decode(latents * stds / 0.5 + means).sample + 1) / 2
+        torch.testing.assert_close(codec.decode(latents), expected)
+        torch.testing.assert_close(codec.double().decode(latents.double()).float(), expected)
+
+
 def test_vq_and_tiny_autoencoders_are_taken() -> None:
     torch.manual_seed(0)
     vq: Any = diffusers.VQModel(block_out_channels=(8,), norm_num_groups=4, latent_channels=3, num_vq_embeddings=8)

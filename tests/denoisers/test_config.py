@@ -40,6 +40,16 @@ def test_a_foreign_network_must_be_given(tiny_denoiser: Any, answers: Any) -> No
         build(config)
 
 
+def test_all_settings_of_a_schedule_come_back(tiny_denoiser: Any) -> None:
+    denoiser, settings = tiny_denoiser(), {"spacing": "leading", "steps_offset": 1, "clip_sample": False}
+    denoiser.noise_schedule = VariancePreserving([0.9, 0.5, 0.1], "v_prediction", settings, 2, 10.0, "log")
+    config = json.loads(json.dumps(denoiser_config(denoiser)))
+    again: Any = build(config, denoiser.network).noise_schedule
+    for name in ("prediction_type", "sampler_settings", "original_steps", "boundary_scaling", "between"):
+        assert getattr(again, name) == getattr(denoiser.noise_schedule, name), name
+    assert torch.equal(again.alphas_cumprod, denoiser.noise_schedule.alphas_cumprod)
+
+
 def test_a_subclass_of_a_diffusers_network_is_foreign(unet: Any) -> None:
     class Mine(type(unet())):  # type: ignore[misc]
         pass

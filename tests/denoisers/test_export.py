@@ -14,6 +14,7 @@ from diffusers import DDIMPipeline, DDPMPipeline, UNet2DConditionModel, UNet2DMo
 from torch import nn
 
 from constrained_diffusion.denoisers.adapter import Denoiser
+from constrained_diffusion.denoisers.config import build, denoiser_config
 from constrained_diffusion.denoisers.export import export, weights_sha256
 from constrained_diffusion.denoisers.loading import PretrainedDenoiser
 from constrained_diffusion.denoisers.schedule import DiffusersSchedule
@@ -127,6 +128,15 @@ def test_shared_weights_of_a_foreign_network_are_written(tmp_path: Path) -> None
     denoiser = Denoiser(Tied(), VariancePreserving([0.5]), sample_shape=(4,))
     reloaded = PretrainedDenoiser(str(export(denoiser, tmp_path / "export")), network=Tied())
     assert weights_sha256(reloaded.network) == weights_sha256(denoiser.network)
+
+
+def test_the_empty_condition_is_kept(unet: Any, tmp_path: Path) -> None:
+    schedule = VariancePreserving(torch.linspace(0.9, 0.1, 50))
+    denoiser = Denoiser(unet(num_class_embeds=4), schedule, null_condition={"class_labels": 3})
+    config = json.loads(json.dumps(denoiser_config(denoiser)))
+    assert int(build(config).null_condition["class_labels"]) == 3
+    read = PretrainedDenoiser(str(export(denoiser, tmp_path / "export")), guidance_scale=2.0)
+    assert int(read.null_condition["class_labels"]) == 3
 
 
 def test_no_path_of_this_machine_is_written(tmp_path: Path, pipeline: Path) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -12,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from constrained_diffusion.denoisers import prompts
+from constrained_diffusion.denoisers.families import FAMILIES
 from constrained_diffusion.denoisers.loading import PretrainedDenoiser
 from constrained_diffusion.diffusion.sampler import Sampler, sample
 
@@ -39,6 +43,37 @@ def test_what_sdxl_is_told_is_what_its_pipeline_tells_it(folders: dict[str, Path
         torch.testing.assert_close(torch.cat([null[name], condition[name]]), told[name])
     assert condition["added_cond_kwargs.time_ids"].tolist() == [[16, 16, 0, 0, 16, 16]] * 2
     assert bool((null["encoder_hidden_states"] == 0).all()) == (not negative)  # SDXL base forces zeros
+
+
+@pytest.mark.parametrize("name", ["sdxl", "pixart"])
+def test_height_comes_before_width(name: str) -> None:
+    family = next(one for one in FAMILIES if one.name == name)
+    network: Any = SimpleNamespace(config={}, use_additional_conditions=name == "pixart")
+    found = prompts.constants(network, family, None, (3, 512, 1024), 1.0)
+    expected = {
+        "sdxl": {"added_cond_kwargs.time_ids": [[512, 1024, 0, 0, 512, 1024]]},
+        "pixart": {"added_cond_kwargs.resolution": [[512, 1024]], "added_cond_kwargs.aspect_ratio": [[0.5]]},
+    }
+    assert {key: rows.tolist() for key, rows in found.items()} == expected[name]
+
+
+def test_sd3_may_come_without_t5(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder, missing = tmp_path / "pipeline", ("text_encoder_3", "tokenizer_3")
+    shutil.copytree(folders["sd3"], folder)
+    for name in missing:
+        shutil.rmtree(folder / name)
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {name: [None, None] for name in missing}))
+    told = PretrainedDenoiser(str(folder)).encode(PROMPTS[:1])
+    pipeline = diffusers.StableDiffusion3Pipeline.from_pretrained(folder, **dict.fromkeys(missing))
+    expected = pipeline.encode_prompt(PROMPTS[0], None, None, do_classifier_free_guidance=False)
+    torch.testing.assert_close(told["encoder_hidden_states"], expected[0])
+    torch.testing.assert_close(told["pooled_projections"], expected[2])
+
+
+def test_another_negative_prompt_makes_other_samples(folders: dict[str, Path]) -> None:
+    found = {PretrainedDenoiser(str(folders["sd"]), 5.0, said).guidance_settings for said in ("", "blur")}
+    assert len(found) == 2
 
 
 def test_each_prompt_is_encoded_once(folders: Any, monkeypatch: pytest.MonkeyPatch) -> None:

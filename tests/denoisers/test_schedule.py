@@ -228,3 +228,9 @@ def test_solvers_with_flow_sigmas_are_flows(name: str) -> None:
     assert schedule.shift == 3.0
     only_told = read_schedule({"_class_name": name, "prediction_type": "flow_prediction"})
     assert isinstance(only_told, FlowMatching)
+
+
+@pytest.mark.parametrize("clip", [True, False])
+def test_a_consistency_model_clips_as_its_scheduler_says(clip: bool) -> None:
+    schedule = read_schedule({"_class_name": "CMStochasticIterativeScheduler", "clip_denoised": clip})
+    assert Sampler(2).of(schedule).clip_sample is clip

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -15,6 +16,7 @@ from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.denoisers.config import denoiser_config
 from constrained_diffusion.denoisers.loading import PretrainedDenoiser
 from constrained_diffusion.denoisers.schedule import DiffusersSchedule
+from constrained_diffusion.denoisers.sources import read_schedule_for
 from constrained_diffusion.diffusion.variance_preserving import VariancePreserving
 from constrained_diffusion.runtime import assets
 
@@ -58,6 +60,14 @@ def test_truncated_safetensors_are_refused(tmp_path: Path, unet: Any, kept: int)
     (tmp_path / "w.safetensors").write_bytes((tmp_path / "w.safetensors").read_bytes()[:kept])
     with pytest.raises(ValueError, match=BAD_WEIGHTS):
         PretrainedDenoiser(str(tmp_path / "w.safetensors"), network=unet(1), noise_schedule=VariancePreserving([0.5]))
+
+
+def test_a_network_that_expects_u_itself_is_told_so() -> None:
+    size = {"in_channels": 4, "out_channels": 4, "num_attention_heads": 2, "attention_head_dim": 4, "num_layers": 1}
+    size |= {"num_cross_attention_heads": 2, "cross_attention_head_dim": 4, "cross_attention_dim": 8}
+    network = diffusers.SanaTransformer2DModel(sample_size=16, caption_channels=8, timestep_scale=0.001, **size)
+    schedule = read_schedule_for(network, {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0})
+    assert schedule.network_time(torch.tensor([500.0]).double()).tolist() == [0.5]
 
 
 # ----------------------------------------------------------------------------------------------------------- names, hub

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Any
 
@@ -123,6 +124,17 @@ def test_the_marginal_is_kept(eta: float, draw: Any) -> None:
     drawn = sample(of_velocity(schedule, of_gaussian), schedule, z, sampler)
     assert drawn.mean().item() == pytest.approx(MEAN, abs=4 * (VARIANCE / n) ** 0.5)
     assert drawn.var().item() == pytest.approx(VARIANCE, abs=4 * VARIANCE * (2 / n) ** 0.5)
+
+
+@pytest.mark.parametrize("eta", [0.3, 1.0])
+def test_a_flow_injects_noise_where_eta_says_so(eta: float) -> None:
+    schedule, sampler = FlowMatching(), Sampler(4, eta)
+    assert sampler.injecting_steps(schedule) == 3
+    for pair in sampler.pairs(schedule)[:-1]:
+        (_, _, u), (_, s, v) = pair
+        std = eta * v / u * math.sqrt(u**2 - ((1 - u) / s * v) ** 2)
+        expected = s, math.sqrt(v**2 - std**2), std
+        assert sampler.coefficients(schedule, pair) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("settings", [{"shift": 0.0}, {"num_timesteps": 0}, {"time_scale": -1.0}])

@@ -37,6 +37,11 @@ def test_a_checkpoint_holds_no_judge_and_no_constraint(trained: Any, tmp_path: P
     assert {".".join(name.split(".")[:2]) for name in state} == {"networks.denoiser", "networks.ema", "loss.steering"}
 
 
+def test_a_checkpoint_leaves_the_autoencoder_out() -> None:
+    state = {"networks.denoiser.codec.network.decoder.weight": 1, "networks.ema.weight": 2}
+    assert own_state(state) == {"networks.ema.weight": 2}
+
+
 def test_a_checkpoint_of_an_earlier_layout_gets_one_sentence(
     trained: Any, tmp_path: Path, fit: Any, tiny_data: Any
 ) -> None:

@@ -101,6 +101,12 @@ def test_samples_are_in_the_units_of_the_data_and_leave_no_trace(trained: Any) -
     assert not module.networks.ema.training
 
 
+def test_samples_are_in_the_range_of_the_data_where_steps_are_not_clipped(tiny_denoiser: Any) -> None:
+    samples = ConstrainedDiffusion(tiny_denoiser(), sampler=Sampler(3, clip_sample=False)).sample(range(8))
+    assert samples.min() >= 0
+    assert samples.max() <= 1
+
+
 def test_another_sampler_may_be_given(trained: Any) -> None:
     module, _ = trained()
     other = module.sample([0], sampler=Sampler(steps=7))
@@ -256,6 +262,14 @@ def test_samples_stored_otherwise_are_ignored(
 ) -> None:
     module = after_a_test(trained, tiny_data(test_samples=20), stored, **setting)
     assert module.evaluator.results["before"]["metrics"]["brightness"] != 0.5
+
+
+def test_stored_samples_are_not_those_of_what_was_asked_for(told_denoiser: Any, too_bright: Any) -> None:
+    evaluator = ConstrainedDiffusion(told_denoiser(), too_bright(), sampler=Sampler(3)).evaluator
+    evaluator.stored_samples = lambda precision: torch.full((4, 1, 8, 8), 9.0)  # type: ignore[method-assign]
+    told = {"class_labels": torch.tensor([2, 0])}
+    found = evaluator.pretrained_samples([0, 1], "32-true", told)
+    torch.testing.assert_close(found, evaluator.sample([0, 1], "pretrained", condition=told))
 
 
 def test_seeds_beyond_the_stored_ones_are_drawn(trained: Any, tiny_data: Any, stored: Path) -> None:

@@ -64,6 +64,15 @@ def test_both_branches_come_from_one_call(module: ConstrainedDiffusion) -> None:
     assert told == [[NOTHING] * 12 + [0, 1, 2] * 4]
 
 
+def test_the_ratio_of_algorithm_1_has_the_error_of_the_plain_prediction(told_denoiser: Any, too_bright: Any) -> None:
+    module = ConstrainedDiffusion(told_denoiser(SCALE), too_bright(), "algorithm1", guided_penalty=True).double()
+    step = draw_training(batch(), module.denoiser, (0, 0), (0, 1), 100)
+    prediction, judged = module.networks.predict_judged(step, True)
+    error = (prediction.noise - step.noise).square().mean()
+    assert ((judged.noise - step.noise).square().mean() - error).abs() > 1e-3
+    torch.testing.assert_close(module.loss(step, prediction, None, judged).loss, 2 * error)  # rho P = E
+
+
 def test_without_guidance_the_plain_prediction_is_judged(module: ConstrainedDiffusion, told_denoiser: Any) -> None:
     step = draw_training(batch(), module.denoiser, (0, 0), (0, 1), 100)
     for settings in ((False, SCALE), (True, 1.0)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import pytest
 import torch
 
 from constrained_diffusion.diffusion.normalizer import MeasuredNormalizer
@@ -37,6 +38,18 @@ def test_the_units_are_the_data_s_in_a_fit_and_the_model_s_own_ever_after(tiny_d
     for stage, expected in (("test", (0.0, 1.0)), ("predict", (0.0, 1.0)), ("fit", (0.25, 0.5))):
         hooks.measure_units(denoiser, data, stage)
         assert (float(denoiser.codec.mean), float(denoiser.codec.std)) == expected
+
+
+def test_a_fit_looks_at_the_model_on_what_it_will_be_asked_for(
+    told_denoiser: Any, told_data: Any, too_bright: Any, fit: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, int]] = []
+    monkeypatch.setattr(hooks, "check_ends", lambda _, told: seen.append(("ends", len(told["class_labels"]))))
+    monkeypatch.setattr(
+        hooks, "check_reading", lambda _, told, seeds: seen.append(("reading", len(told["class_labels"])))
+    )
+    fit(ConstrainedDiffusion(told_denoiser(), too_bright(), optimizer=ADAM), told_data(), max_steps=0)
+    assert seen == [("ends", 2), ("reading", 8)]
 
 
 def test_without_constraints_a_conditioned_fit_needs_no_bank(trained: Any) -> None:
