@@ -188,7 +188,8 @@ def _looks_distilled(schedule: NoiseSchedule) -> bool:
 def _check_whole(adapters: Sequence[str]) -> None:
     """Warn where adapters were trained on top of others, which are not given."""
     for each in adapters:
-        beside = Path(each).expanduser().with_name(CONFIG_NAME) if Path(each).suffix else Path(each) / CONFIG_NAME
+        path = Path(each).expanduser()
+        beside = (path.parent if path.is_file() else path) / CONFIG_NAME
         earlier = untrusted.read_json(beside).get(ON_TOP_OF, []) if beside.is_file() else []
         if len(adapters) <= len(earlier):
             warnings.warn(

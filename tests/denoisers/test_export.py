@@ -14,6 +14,7 @@ from diffusers import DDIMPipeline, DDPMPipeline, UNet2DConditionModel, UNet2DMo
 from torch import nn
 
 from constrained_diffusion.denoisers.adapter import Denoiser
+from constrained_diffusion.denoisers.autoencoder import Autoencoder, small_autoencoder
 from constrained_diffusion.denoisers.config import build, denoiser_config
 from constrained_diffusion.denoisers.export import export, weights_sha256
 from constrained_diffusion.denoisers.loading import PretrainedDenoiser
@@ -113,6 +114,15 @@ def test_a_foreign_network_becomes_safetensors(tmp_path: Path, tiny_denoiser: An
     assert torch.equal(answers(reloaded), answers(denoiser))
     with pytest.raises(ValueError, match=r"its network \(TinyNetwork\): give the network"):
         PretrainedDenoiser(str(folder))
+
+
+def test_the_autoencoder_of_a_foreign_network_lies_beside_it(tmp_path: Path, tiny_denoiser: Any, answers: Any) -> None:
+    tiny, codec = tiny_denoiser(), Autoencoder(network=small_autoencoder(3, [8, 16], 1, groups=4))
+    denoiser = Denoiser(tiny.network, tiny.noise_schedule, codec, (1, 8, 8))
+    folder, network = export(denoiser, tmp_path / "export"), tiny_denoiser(seed=1).network
+    reloaded, latents = PretrainedDenoiser(str(folder), network=network), torch.randn(2, 1, 8, 8)
+    assert torch.equal(answers(reloaded), answers(denoiser))
+    assert torch.equal(reloaded.codec.decode(latents), codec.decode(latents))
 
 
 def test_shared_weights_of_a_foreign_network_are_written(tmp_path: Path) -> None:

@@ -76,6 +76,15 @@ def test_another_negative_prompt_makes_other_samples(folders: dict[str, Path]) -
     assert len(found) == 2
 
 
+@pytest.mark.parametrize(("kind", "scale"), [("sd", 1.0), ("flux", 3.5), ("lcm", 8.0)])
+def test_a_negative_prompt_without_effect_is_refused(folders: dict[str, Path], kind: str, scale: float) -> None:
+    shape = (4, 8, 8) if kind == "flux" else None
+    why = "guidance_scale is 1:" if scale == 1 else "this model's guidance was distilled:"
+    with pytest.raises(ValueError, match=f"negative_prompt is 'blur', but it has no effect, because {why}"):
+        PretrainedDenoiser(str(folders[kind]), scale, "blur", sample_shape=shape)
+    PretrainedDenoiser(str(folders[kind]), scale, sample_shape=shape)
+
+
 def test_each_prompt_is_encoded_once(folders: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     denoiser, asked = PretrainedDenoiser(str(folders["sd"])), []
     pipeline = denoiser.text.pipeline  # type: ignore[union-attr]

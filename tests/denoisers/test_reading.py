@@ -4,13 +4,15 @@ import math
 import warnings
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from torch import Tensor, nn
 
+from constrained_diffusion.denoisers import reading
 from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.denoisers.loading import PretrainedDenoiser
-from constrained_diffusion.denoisers.reading import check_ends, check_reading, own_error
+from constrained_diffusion.denoisers.reading import check_ends, check_reading, other_readings, own_error
 from constrained_diffusion.denoisers.schedule import DiffusersSchedule
 from constrained_diffusion.diffusion.flow_matching import FlowMatching
 from constrained_diffusion.diffusion.normalizer import Normalizer
@@ -90,6 +92,47 @@ def test_a_flow_of_the_other_sign_is_named() -> None:
     assert check_reading(Denoiser(OneGaussian(1.0), FlowMatching(), Normalizer(), (64,))) < 0.1
     with pytest.warns(UserWarning, match="but with a network that returns x_0 - eps it is 0.0"):
         check_reading(Denoiser(OneGaussian(-1.0), FlowMatching(), Normalizer(), (64,)))
+
+
+def dit() -> Any:
+    size = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 1, "sample_size": 8}
+    return diffusers.DiTTransformer2DModel(in_channels=1, out_channels=1, num_embeds_ada_norm=4, **size).eval()
+
+
+@pytest.mark.parametrize("kind", ["unet", "dit"])
+@pytest.mark.parametrize("flow", [True, False])
+def test_networks_of_diffusers_are_tried_in_every_reading(kind: str, flow: bool, unet: Any) -> None:
+    torch.manual_seed(0)
+    schedule = FlowMatching() if flow else VariancePreserving(torch.linspace(0.99, 0.01, 50))
+    denoiser = Denoiser(unet() if kind == "unet" else dit(), schedule, sample_shape=(1, 8, 8))
+    told = {"class_labels": torch.tensor([0, 3])} if kind == "dit" else None
+    errors = {name: own_error(other, told, range(2)) for name, other in other_readings(denoiser)}
+    time = {f"a network that expects its time in [0, {end}]" for end in ("1", "T")}
+    own = {"a network that returns x_0 - eps"} if flow else {"FlowMatching as its schedule"}
+    assert errors.keys() >= time | own
+    assert all(math.isfinite(error) for error in errors.values())
+
+
+def test_a_flow_of_diffusers_whose_time_is_scaled_wrongly_is_named() -> None:
+    labels = {"class_labels": torch.arange(8)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_reading(PretrainedDenoiser("mnist_flow"), labels)
+    stated = PretrainedDenoiser("mnist_flow", noise_schedule=FlowMatching(time_scale=0.001))
+    with pytest.warns(UserWarning, match=r"but with a network that expects its time in \[0, T\]"):
+        check_reading(stated, labels)
+
+
+@pytest.mark.parametrize(("other", "warned"), [(0.6, False), (0.4, True)])
+def test_only_a_reading_that_fits_clearly_better_is_named(
+    monkeypatch: pytest.MonkeyPatch, tiny_denoiser: Any, other: float, warned: bool
+) -> None:
+    monkeypatch.setattr(reading, "own_error", lambda *_: 1.0)
+    monkeypatch.setattr(reading, "_tried", lambda *_: other)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        assert reading.check_reading(tiny_denoiser()) == 1.0
+    assert bool(seen) == warned
 
 
 def test_what_is_not_finite_has_an_infinite_error() -> None:

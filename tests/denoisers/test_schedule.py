@@ -230,6 +230,13 @@ def test_solvers_with_flow_sigmas_are_flows(name: str) -> None:
     assert isinstance(only_told, FlowMatching)
 
 
+@pytest.mark.parametrize("config", [{}, {"_class_name": "DDIMScheduler"}])
+def test_the_range_that_is_clipped_to_is_the_config_s(config: dict[str, Any]) -> None:
+    settings = {"beta_schedule": "linear", "clip_sample": True, "clip_sample_range": 0.4, **config}
+    assert Sampler(2).of(read_schedule(settings)).clip_range == 0.4
+    assert Sampler(2, clip_range=0.7).of(read_schedule(settings)).clip_range == 0.7
+
+
 @pytest.mark.parametrize("clip", [True, False])
 def test_a_consistency_model_clips_as_its_scheduler_says(clip: bool) -> None:
     schedule = read_schedule({"_class_name": "CMStochasticIterativeScheduler", "clip_denoised": clip})

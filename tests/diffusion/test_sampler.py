@@ -192,6 +192,15 @@ def test_gradients_reach_all_of_z(eta: float, kind: Any) -> None:
     assert torch.autograd.gradcheck(lambda noise: sample(smooth(schedule), schedule, noise, sampler), z)
 
 
+def test_the_gradient_passes_what_is_clipped() -> None:
+    z, clipped = draw(8, 1, 3).requires_grad_(), Sampler(1, clip_sample=True, clip_range=0.1)
+    found, free = (sample(smooth(cosine()), cosine(), z, by) for by in (clipped, Sampler(1, clip_sample=False)))
+    torch.testing.assert_close(found, free.clamp(-0.1, 0.1))
+    assert (found != free).any(dim=1).all()
+    for a, b in zip(*(torch.autograd.grad(x.sum(), z) for x in (found, free)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def exact(schedule: VariancePreserving, mean: float, variance: float) -> Predict:
     """The exact denoiser of data ~ N(mean, variance)."""
 

@@ -29,14 +29,16 @@ def denoiser(request: pytest.FixtureRequest) -> Denoiser:
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize("final", [True, False])
-def test_the_full_sequence_is_plain_ddim(denoiser: Denoiser, eta: float, final: bool) -> None:
-    sampler = Sampler(steps=7, eta=eta, set_alpha_to_one=final)
+@pytest.mark.parametrize("clip", [{}, {"clip_sample": True, "clip_range": 0.4}])
+def test_the_full_sequence_is_plain_ddim(denoiser: Denoiser, eta: float, final: bool, clip: dict[str, Any]) -> None:
+    sampler = Sampler(steps=7, eta=eta, set_alpha_to_one=final, **clip)
     z = seeded_noise(range(3), denoiser.sample_shape, sampler, denoiser.noise_schedule)
     whole = pyramid(7, 5, lag=0)
     expected = sample(denoiser.predict, denoiser.noise_schedule, z, sampler)
     found = token_sample(denoiser.predict, denoiser.noise_schedule, z, sampler, whole)
     assert torch.allclose(found, expected, atol=1e-5)
-    lag0 = PyramidSampler(steps=7, eta=eta, set_alpha_to_one=final, lag=0)
+    assert not clip or not final or found.abs().max() <= 0.4
+    lag0 = PyramidSampler(steps=7, eta=eta, set_alpha_to_one=final, lag=0, **clip)
     assert torch.equal(lag0(denoiser.predict, denoiser.noise_schedule, z), found)
 
 

@@ -317,6 +317,28 @@ def test_a_condition_with_too_few_rows_is_refused(told_denoiser: Any, told_data:
         fit(module_of(told_denoiser()), told_data(conditions=Short(3)))
 
 
+class TenClasses(nn.Module):
+    """As UNets of diffusers keep what they are told; 10 stands for none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.class_embedding = nn.Embedding(11, 1)
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, class_labels: Tensor) -> Tensor:
+        raise AssertionError("no work is done")
+
+
+@pytest.mark.parametrize("wrong", [12, 10])
+def test_a_label_that_the_network_does_not_draw_is_refused(
+    told_denoiser: Any, told_data: Any, fit: Any, wrong: int
+) -> None:
+    schedule, null = told_denoiser().noise_schedule, {"class_labels": 10}
+    denoiser = Denoiser(TenClasses(), schedule, sample_shape=(1, 8, 8), null_condition=null)
+    said = rf"the label {wrong} is asked for, but TenClasses draws the labels 0 to 9 \(10 stands for none\)"
+    with pytest.raises(ValueError, match=said):
+        fit(module_of(denoiser), told_data(conditions=Labels([3, 9, 0, wrong])))
+
+
 def test_guidance_and_dropout_need_an_empty_condition(told_denoiser: Any, told_data: Any, fit: Any) -> None:
     whole = told_denoiser()
     parts = whole.network, whole.noise_schedule, None, (1, 8, 8)
