@@ -94,18 +94,20 @@ def test_a_flow_of_the_other_sign_is_named() -> None:
         check_reading(Denoiser(OneGaussian(-1.0), FlowMatching(), Normalizer(), (64,)))
 
 
-def dit() -> Any:
-    size = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 1, "sample_size": 8}
-    return diffusers.DiTTransformer2DModel(in_channels=1, out_channels=1, num_embeds_ada_norm=4, **size).eval()
+def transformer() -> Any:
+    """One that takes something else between x_t and t."""
+    size = {"num_attention_heads": 2, "attention_head_dim": 12, "num_layers": 1, "cross_attention_dim": 24}
+    kind: Any = diffusers.PixArtTransformer2DModel
+    return kind(sample_size=8, in_channels=1, out_channels=1, caption_channels=16, **size).eval()
 
 
-@pytest.mark.parametrize("kind", ["unet", "dit"])
+@pytest.mark.parametrize("kind", ["unet", "transformer"])
 @pytest.mark.parametrize("flow", [True, False])
 def test_networks_of_diffusers_are_tried_in_every_reading(kind: str, flow: bool, unet: Any) -> None:
     torch.manual_seed(0)
     schedule = FlowMatching() if flow else VariancePreserving(torch.linspace(0.99, 0.01, 50))
-    denoiser = Denoiser(unet() if kind == "unet" else dit(), schedule, sample_shape=(1, 8, 8))
-    told = {"class_labels": torch.tensor([0, 3])} if kind == "dit" else None
+    denoiser = Denoiser(unet() if kind == "unet" else transformer(), schedule, sample_shape=(1, 8, 8))
+    told = None if kind == "unet" else {"encoder_hidden_states": torch.randn(2, 3, 16)}
     errors = {name: own_error(other, told, range(2)) for name, other in other_readings(denoiser)}
     time = {f"a network that expects its time in [0, {end}]" for end in ("1", "T")}
     own = {"a network that returns x_0 - eps"} if flow else {"FlowMatching as its schedule"}
