@@ -259,6 +259,17 @@ def test_given_adapters_are_part_of_the_model_and_of_its_export(
     assert difference(drawn(again), expected) < 1e-4
 
 
+def test_an_export_has_the_adapters_that_are_still_beside_the_weights(fitted: Any, tmp_path: Path) -> None:
+    fitted("sd").export(tmp_path / "given")
+    denoiser = make_denoiser("sd")
+    load_lora(denoiser.network, tmp_path / "given")
+    expected = ask("sd", denoiser.network)
+    export(denoiser, tmp_path / "export")
+    read = diffusers.UNet2DConditionModel.from_pretrained(tmp_path / "export")
+    assert difference(ask("sd", read), expected) < 1e-5
+    assert adapter_layers(denoiser.network)  # the denoiser itself stays as it was
+
+
 def test_adapters_on_top_of_others_say_so(folders: dict[str, Path], two_adapters: list[str]) -> None:
     first, second = two_adapters
     assert "on_top_of" not in json.loads((Path(first) / "constrained_diffusion.json").read_text())
