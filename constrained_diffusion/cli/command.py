@@ -60,7 +60,7 @@ TRAINER_DEFAULTS = {
     "enable_model_summary": False,
     "num_sanity_val_steps": 0,
     "use_distributed_sampler": False,  # the data modules shard by themselves
-    "log_every_n_steps": 1,
+    "log_every_n_steps": 10,
 }
 NOISE = (  # what Lightning says about things that are meant to be so
     "Experiment logs directory .* exists and is not empty",

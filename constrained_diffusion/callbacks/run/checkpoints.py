@@ -42,6 +42,8 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.signal.listen()
+        if trainer.world_size > 1:  # Lightning's ranks ask each other for SIGTERM in every step, and a GPU waits for it
+            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
         self._step, self._asked, self._due = trainer.global_step, trainer.global_step, False
         if trainer.fit_loop.epoch_loop.batch_progress.current.ready == 0:
             # At the beginning of an epoch; where a fit ends by `max_steps` Lightning takes it for the end of one.
