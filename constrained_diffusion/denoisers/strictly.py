@@ -60,7 +60,12 @@ def check_variant(folder: Path, variant: str | None) -> None:
 
 
 def foreign(source: Path, detail: object) -> ValueError:
-    """Return the error that the weights in `source` are not what its config says."""
+    """Return the error that the weights in `source` are not what its config says, or are none alone, as `detail` says."""
+    if isinstance(detail, untrusted.HoldsObjectsError):
+        said = str(detail).rstrip(".")
+        return ValueError(
+            f"{said}, with its `network`, `noise_schedule` and, where its names begin with one, `prefix`."
+        )
     said = f"{type(detail).__name__}: {detail}" if isinstance(detail, Exception) else str(detail)
     return ValueError(
         f"the weights in '{source}' are truncated or from another model: {said.splitlines()[0][:300]}; give the whole "

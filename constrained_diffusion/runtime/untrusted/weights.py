@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import re
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +16,12 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 _ZIP = b"PK\x03\x04"  #: how every file of torch.save begins, but those of before 2020
 _BYTEARRAYS = (b"c__builtin__\nbytearray\n", b"cbuiltins\nbytearray\n")  #: how a pickle names the class
+_REFUSED = re.compile(r"GLOBAL ([\w.]+)")  #: how torch names the class, or function, that it does not unpickle
 _PARAMETERS_PER_BYTE = 2  #: 1 at most (8-bit floats), and some modules register a parameter twice
+
+
+class HoldsObjectsError(ValueError):
+    """A file of torch.save holds objects besides tensors and plain types."""
 
 
 def read_checkpoint(path: str | Path, *needs: str, map_location: str = "cpu") -> dict[str, Any]:
@@ -31,14 +38,22 @@ def read_checkpoint(path: str | Path, *needs: str, map_location: str = "cpu") ->
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it holds code, is truncated or damaged, would unpack to more than its size, is no dictionary, or a
-            key is missing.
+        HoldsObjectsError: it holds objects of other classes, or code.
+        ValueError: it is truncated or damaged, would unpack to more than its size, is no dictionary, or a key is missing.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no checkpoint '{path}'.")
     check_archive(path)
     try:
         content: Any = torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        if not (found := _REFUSED.search(str(error))):
+            raise _unreadable(path, f"{type(error).__name__}: {_first_line(error)}") from error
+        raise HoldsObjectsError(
+            f"'{path}' holds a {found[1][:80]} besides its tensors, and is not read, because such objects can execute "
+            "code: expected tensors and plain types alone; save the weights by themselves, "
+            "torch.save(module.state_dict(), 'weights.pt'), and give that file."
+        ) from error
     except Exception as error:  # torch, pickle and zipfile have many, without a common base
         raise _unreadable(path, f"{type(error).__name__}: {_first_line(error)}") from error
     if not isinstance(content, dict):
