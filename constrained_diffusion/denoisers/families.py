@@ -92,8 +92,8 @@ def family_of(source: str, index: dict[str, Any], network: str) -> Family | None
     if not candidates:
         if network not in _PROMPTLESS and find_network(network) is None:
             raise ValueError(
-                f"'{source}' is a {kind} around a {network[:80]}, which is not supported: expected a pipeline like {like}, "
-                f"or one without prompts around a {' or '.join(_PROMPTLESS)}; choose another model."
+                f"'{source}' is a {kind} around a {network[:80]}, which is not supported: expected a pipeline like "
+                f"{like}, or one without prompts around a {' or '.join(_PROMPTLESS)}; choose another model."
             )
         return None
     if encoders.keys() == {"text_encoder_2"} and network == "UNet2DConditionModel":

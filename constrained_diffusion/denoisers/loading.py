@@ -124,8 +124,9 @@ class PretrainedDenoiser(Denoiser):
         if missing := sorted(names_of(self.network).needed - {name.partition(".")[0] for name in null}):
             example = "{class_labels: 10}" if missing == ["class_labels"] else "one for each of them"
             raise ValueError(
-                f"check=True draws samples, for which {type(self.network).__name__} needs {', '.join(missing)}: expected "
-                f"a null_condition, such as {example}; give it, or leave check out, since every fit checks by itself."
+                f"check=True draws samples, for which {type(self.network).__name__} needs {', '.join(missing)}: "
+                f"expected a null_condition, such as {example}; give it, or leave check out, since every fit checks by "
+                "itself."
             )
         check_reading(self, null or None, range(2))
 

@@ -80,7 +80,8 @@ def load_lora(network: Any, source: str | Path) -> None:
     if other := next((name for name in tensors if name.startswith(_OTHERS)), None):
         raise ValueError(
             f"'{path}' holds adapters in another layout ({other[:80]}): expected diffusers' own; convert it once, with "
-            "`pipe.load_lora_weights(file)` and then `pipe.save_lora_weights(folder, ..)` of diffusers, and give that."
+            "`pipe.load_lora_weights(file)` and then `pipe.save_lora_weights(folder, ..)` of diffusers, the metadata "
+            "included (they hold alpha), and give that folder."
         )
     components = {name.partition(".")[0] for name in tensors}
     wrong = sorted(components - set(_COMPONENTS))

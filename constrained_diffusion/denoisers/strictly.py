@@ -60,14 +60,15 @@ def check_variant(folder: Path, variant: str | None) -> None:
 
 
 def foreign(source: Path, detail: object) -> ValueError:
-    """Return the error that the weights in `source` are not what its config says, or are none alone, as `detail` says."""
+    """Return the error that the weights in `source` are not what its config says, or lie among other objects."""
     if isinstance(detail, untrusted.HoldsObjectsError):
         said = str(detail).rstrip(".")
         return ValueError(
             f"{said}, with its `network`, `noise_schedule` and, where its names begin with one, `prefix`."
         )
     said = f"{type(detail).__name__}: {detail}" if isinstance(detail, Exception) else str(detail)
+    said = said.splitlines()[0][:300].rstrip(". ")
     return ValueError(
-        f"the weights in '{source}' are truncated or from another model: {said.splitlines()[0][:300]}; give the whole "
-        "file, with the network that it was made by."
+        f"the weights in '{source}' are truncated or from another model: {said}; give the whole file, with the network "
+        "that it was made by."
     )

@@ -26,7 +26,7 @@ from constrained_diffusion.fine_tuning.loss import PenaltyLoss
 from constrained_diffusion.fine_tuning.networks import Networks
 from constrained_diffusion.fine_tuning.noising import PerToken
 from constrained_diffusion.runtime.conditions import asked
-from constrained_diffusion.runtime.data import TensorRows
+from constrained_diffusion.runtime.data import DiffusionDataModule, TensorRows
 from constrained_diffusion.runtime.fully_sharded import FullySharded
 
 SMALL = 10_000  #: numbers of a sample, of which eight fit on every device
@@ -73,10 +73,9 @@ def set_up(evaluator: Evaluator, data: Any, stage: str, condition_dropout: float
 
 def check_rows(denoiser: Denoiser, data: Any) -> None:
     """Raise ValueError where the training rows of `data` lack a condition that the network needs."""
-    rows = data.data[0] if hasattr(data, "data") else None
-    if not isinstance(rows, TensorRows):
+    if not isinstance(data, DiffusionDataModule):
         return
-    given = {name.partition(".")[0] for name in rows.condition or {}}
+    given = {name.partition(".")[0] for name in data.data[0].condition or {}}
     if missing := sorted(names_of(denoiser.network).needed - given):
         raise ValueError(
             f"{type(denoiser.network).__name__} needs {', '.join(missing)}, which the training rows of "

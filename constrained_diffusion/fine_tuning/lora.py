@@ -69,7 +69,7 @@ def _check_targets(network: nn.Module, targets: Any) -> None:
         asked = targets if isinstance(targets, str) else ", ".join(sorted(targets))
         raise ValueError(
             f"LoRA's target_modules ({asked[:80]}) match nothing in a {type(network).__name__}: expected names of its "
-            f"layers, or ends of them, such as {', '.join(common) or 'those of its linear layers'}; mend target_modules."
+            f"layers, or ends of them; choose some, such as {', '.join(common) or 'those of linear layers'}."
         )
 
 

@@ -23,7 +23,7 @@ class Job(NamedTuple):
 
 
 def as_jobs(batch: Any, data: Any = None) -> list[Job]:
-    """Return the jobs of a batch: as they are, or one per seed, with the prompt that the data module `data` asks for."""
+    """Return the jobs of a batch: as they are, or one per seed, with the prompt that `data` asks for."""
     if not isinstance(batch, Seeds):
         return list(batch)
     seeds, conditions = batch.seeds.tolist(), getattr(data, "conditions", None)
@@ -49,8 +49,8 @@ def asked_of_two(model: Denoiser, data: Any) -> Condition | None:
     if names.needed:
         raise ValueError(
             f"{type(model.network).__name__} needs {', '.join(sorted(names.needed))}, which "
-            f"{type(data).__name__ if data is not None else 'nobody'} does not give: expected a condition for each seed; "
-            f"take SeedsDataModule and set its `conditions` {names.hint}."
+            f"{'nobody gives' if data is None else f'{type(data).__name__} does not give'}: expected a condition for "
+            f"each seed; take SeedsDataModule and set its `conditions` {names.hint}."
         )
     return None
 
@@ -71,7 +71,7 @@ def contexts_of(model: Denoiser, data: Any, jobs: Sequence[Job]) -> list[Any]:
 
 
 def condition_of(model: Denoiser, contexts: Sequence[Any], device: torch.device) -> Condition | None:
-    """Return the condition of the rows with these `contexts`; None where they are prompts that the model does not take."""
+    """Return the condition of the rows with these `contexts`; None for prompts that the model does not take."""
     if not any(isinstance(context, Mapping) for context in contexts):
         return moved(model.encode(contexts), device) if model.has_prompts else None
     rows = [context if isinstance(context, Mapping) else model.encode([context]) for context in contexts]

@@ -86,8 +86,9 @@ class DirectNoiseOptimization(LightningModule):
         conditions = getattr(data, "conditions", None)
         if self.reward.needs_prompts and conditions is not None and not isinstance(conditions, Prompts):
             raise ValueError(
-                f"{type(self.reward).__name__} judges how an image fits its prompt, but {type(conditions).__name__} has "
-                "none: expected `conditions` set to Prompts, or PromptsDataModule; or choose a reward of the image alone."
+                f"{type(self.reward).__name__} judges how an image fits its prompt, but {type(conditions).__name__} "
+                "has none: expected `conditions` set to Prompts, or PromptsDataModule; take one of them, or a reward "
+                "of the image alone."
             )
         parts: list[Objective] = [*self.constraints, self.reward]  # the user's own first, under its own name
         for part in parts:

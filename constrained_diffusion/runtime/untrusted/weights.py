@@ -16,6 +16,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 _ZIP = b"PK\x03\x04"  #: how every file of torch.save begins, but those of before 2020
 _BYTEARRAYS = (b"c__builtin__\nbytearray\n", b"cbuiltins\nbytearray\n")  #: how a pickle names the class
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")  #: of a terminal, in torch's messages
 _REFUSED = re.compile(r"GLOBAL ([\w.]+)")  #: how torch names the class, or function, that it does not unpickle
 _PARAMETERS_PER_BYTE = 2  #: 1 at most (8-bit floats), and some modules register a parameter twice
 
@@ -39,7 +40,8 @@ def read_checkpoint(path: str | Path, *needs: str, map_location: str = "cpu") ->
     Raises:
         FileNotFoundError: there is no such file.
         HoldsObjectsError: it holds objects of other classes, or code.
-        ValueError: it is truncated or damaged, would unpack to more than its size, is no dictionary, or a key is missing.
+        ValueError: it is truncated or damaged, would unpack to more than its size, is no dictionary, or a key is
+            missing.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no checkpoint '{path}'.")
@@ -50,7 +52,7 @@ def read_checkpoint(path: str | Path, *needs: str, map_location: str = "cpu") ->
         if not (found := _REFUSED.search(str(error))):
             raise _unreadable(path, f"{type(error).__name__}: {_first_line(error)}") from error
         raise HoldsObjectsError(
-            f"'{path}' holds a {found[1][:80]} besides its tensors, and is not read, because such objects can execute "
+            f"'{path}' holds {found[1][:80]} besides its tensors, and is not read, because such objects can execute "
             "code: expected tensors and plain types alone; save the weights by themselves, "
             "torch.save(module.state_dict(), 'weights.pt'), and give that file."
         ) from error
@@ -155,4 +157,5 @@ def _unreadable(path: str | Path, why: str) -> ValueError:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    said = _COLOURS.sub("", str(error)).strip() or type(error).__name__
+    return said.splitlines()[0][:200].strip()
