@@ -22,7 +22,19 @@ _PARAMETERS_PER_BYTE = 2  #: 1 at most (8-bit floats), and some modules register
 
 
 class HoldsObjectsError(ValueError):
-    """A file of torch.save holds objects besides tensors and plain types."""
+    """A file of torch.save holds objects besides tensors and plain types.
+
+    Args:
+        path: the file.
+        found: the class, or the function, of the first that was found.
+    """
+
+    def __init__(self, path: str | Path, found: str) -> None:
+        self.found = found
+        super().__init__(
+            f"'{path}' cannot be read: it holds {found} besides its tensors, and such objects can execute code: "
+            "expected tensors and plain types alone; take a checkpoint without it."
+        )
 
 
 def read_checkpoint(path: str | Path, *needs: str, map_location: str = "cpu") -> dict[str, Any]:
@@ -51,11 +63,7 @@ def read_checkpoint(path: str | Path, *needs: str, map_location: str = "cpu") ->
     except pickle.UnpicklingError as error:
         if not (found := _REFUSED.search(str(error))):
             raise _unreadable(path, f"{type(error).__name__}: {_first_line(error)}") from error
-        raise HoldsObjectsError(
-            f"'{path}' holds {found[1][:80]} besides its tensors, and is not read, because such objects can execute "
-            "code: expected tensors and plain types alone; save the weights by themselves, "
-            "torch.save(module.state_dict(), 'weights.pt'), and give that file."
-        ) from error
+        raise HoldsObjectsError(path, found[1][:80]) from error
     except Exception as error:  # torch, pickle and zipfile have many, without a common base
         raise _unreadable(path, f"{type(error).__name__}: {_first_line(error)}") from error
     if not isinstance(content, dict):

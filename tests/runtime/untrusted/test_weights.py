@@ -76,7 +76,7 @@ def test_code_is_not_executed(file: Path, tmp_path: Path) -> None:
     mark = tmp_path / "executed"
     for new in (True, False):
         torch.save({**CONTENT, "more": Trap(mark)}, file, _use_new_zipfile_serialization=new)
-        with pytest.raises(HoldsObjectsError, match=r"holds [\w.]+ besides its tensors, and is not read, because such"):
+        with pytest.raises(HoldsObjectsError, match=r"cannot be read: it holds [\w.]+ besides its tensors"):
             read_checkpoint(file)
         assert not mark.exists()
     file.write_bytes(pickle.dumps(Trap(mark)))
@@ -93,8 +93,7 @@ def test_what_a_checkpoint_holds_besides_tensors_is_named(file: Path) -> None:
         with pytest.raises(HoldsObjectsError) as caught:
             read_checkpoint(file)
         said = str(caught.value)
-        assert f"'{file}' holds pathlib.PosixPath besides its tensors" in said
-        assert "torch.save(module.state_dict(), 'weights.pt'), and give that file." in said
+        assert f"'{file}' cannot be read: it holds pathlib.PosixPath besides its tensors" in said
         assert said.isprintable()  # torch's own has colours
 
 
