@@ -109,7 +109,7 @@ class Evaluation(nn.Module, ABC):
 
     @abstractmethod
     def update(self, clean: Tensor) -> None:
-        """Measure one batch of samples `(B, *shape)`, in the data's units."""
+        """Measure one batch of samples `(B, *shape)`, in the data's units; B = 0 on a rank without samples."""
 
     def update_asked(self, clean: Tensor, condition: Condition | None) -> None:
         """Measure one batch of samples by what the model was asked for; by default that has no say.

@@ -104,6 +104,7 @@ seed_everything: 0
 trainer:
   max_epochs: 2
   accelerator: cpu
+  log_every_n_steps: 1
   callbacks:
     - class_path: PenaltyScheduler
       init_args: {initial: 0.05, growth_factor: 1.2, every_n_steps: 2, stop_below: 0.0}

@@ -52,7 +52,7 @@ def fit(threads: int, batch_size: int, steps: int, precision: Any) -> float:
         callbacks=[clock],
         **QUIET,
     )
-    trainer.fit(module("algorithm1"), datamodule=Noise(batch_size=batch_size))
+    trainer.fit(module("algorithm1"), datamodule=Noise(batch_size=batch_size * world))
     return batch_size * steps / (clock.end - clock.start)
 
 

@@ -30,7 +30,7 @@ from constrained_diffusion.callbacks import (
     NoiseProgress,
     SharedRunFolder,
 )
-from constrained_diffusion.cli import arguments, config_errors, defaults, runs
+from constrained_diffusion.cli import arguments, config_errors, defaults, devices, runs
 from constrained_diffusion.diffusion import token_sampler
 from constrained_diffusion.diffusion.rejection import InfeasibleError
 from constrained_diffusion.diffusion.sampler import Sampler
@@ -60,7 +60,7 @@ TRAINER_DEFAULTS = {
     "enable_model_summary": False,
     "num_sanity_val_steps": 0,
     "use_distributed_sampler": False,  # the data modules shard by themselves
-    "log_every_n_steps": 1,
+    "log_every_n_steps": 10,
 }
 NOISE = (  # what Lightning says about things that are meant to be so
     "Experiment logs directory .* exists and is not empty",
@@ -187,6 +187,7 @@ class ConstrainedCLI(LightningCLI):
                 "RANK, LOCAL_RANK, SLURM_PROCID, NODE_RANK or MPI's in the environment says that this is not the first "
                 "rank, but for the Trainer it is; start it by torchrun or srun on all ranks, or unset these variables."
             )
+        devices.report_idle(trainer)
         trainer.callbacks.insert(0, SharedRunFolder())  # type: ignore[attr-defined]  # before the config's own callbacks
         return trainer
 
@@ -289,7 +290,7 @@ def _run(argv: list[str], progress: Progress) -> None:
         subclass_mode_data=True,
         save_config_callback=None,
         load_from_checkpoint_support=False,
-        trainer_defaults=dict(TRAINER_DEFAULTS),
+        trainer_defaults={**TRAINER_DEFAULTS, "devices": devices.default_devices()},
         parser_kwargs={"exit_on_error": False},
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -39,8 +40,9 @@ class GeneratedDataModule(DiffusionDataModule):
     """Samples of the model that is being fine-tuned, drawn once before the fit, by all ranks together, and cached.
 
     The cache's key holds the weights' hash, the noise schedule and units, the sampler, the seeds, the precision and the
-    count, so that another model or setting never meets old samples. The module of the fit is a `ConstrainedDiffusion`,
-    or offers its `denoiser`, `steering`, `evaluator.check` and `sample(seeds, weights, sampler, guide)`.
+    count, and what each sample is asked for, so that another model or setting never meets old samples. The module of
+    the fit is a `ConstrainedDiffusion`, or offers its `denoiser`, `steering`, `evaluator.check` and
+    `sample(seeds, weights, sampler, guide)`.
 
     Args:
         samples: size of the training set.
@@ -116,13 +118,21 @@ class GeneratedDataModule(DiffusionDataModule):
             self.first_seed,
             self.samples + self.held_out,
             str(self.trainer.precision),
-            repr(self.conditions),
+            self._asked_sha256(),
             denoiser.guidance_settings,
             weights_sha256(denoiser.codec),
             *[part for guide in guides for part in (repr(guide), weights_sha256(guide))],
         )
         key = mix(*weights_sha256(denoiser.network).encode(), *repr(settings).encode())
         return self.cache_dir / "generated" / f"{key:016x}.safetensors"
+
+    def _asked_sha256(self) -> str:
+        """Return a hash of the condition of every sample: what was asked for, as its text encoders understood it."""
+        digest = hashlib.sha256()
+        for part in torch.arange(self.first_seed, self.first_seed + self.samples + self.held_out).split(256):
+            for name, rows in (self.condition(part.tolist()) or {}).items():
+                digest.update(name.encode() + rows.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     def setup(self, stage: str) -> None:
         if stage not in ("fit", "validate") or self._data is not None:

@@ -8,7 +8,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from constrained_diffusion.noise_optimization.jobs import Job
-from constrained_diffusion.runtime.data import Shard, as_is
+from constrained_diffusion.runtime.data import Listed, Shard, as_is
 from constrained_diffusion.runtime.prompt_file import Row, as_seeds, rows_of
 
 
@@ -53,12 +53,11 @@ class PromptsDataModule(LightningDataModule):
         shared = as_seeds(list(range(seeds)) if isinstance(seeds, int) else seeds, "seeds")
         rows = rows_of(prompts, prompt_file, shared)
         self.jobs = _jobs(rows)
-        self.allow_zero_length_dataloader_with_multiple_devices = True  # where there are fewer jobs than ranks
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """Return batches of the jobs, lists of `Job`; each job is on exactly one rank unless all ranks see all."""
-        jobs: Any = self.jobs
-        return DataLoader(jobs, batch_size=self.batch_size, sampler=Shard(len(jobs), self.sharded), collate_fn=as_is)
+        sampler = Shard(len(self.jobs), self.sharded)
+        return DataLoader(Listed(self.jobs), batch_size=self.batch_size, sampler=sampler, collate_fn=as_is)
 
 
 def _jobs(rows: list[Row]) -> list[Job]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from constrained_diffusion.condition import Condition, arguments, join
-from constrained_diffusion.denoisers.calls import call_of, names_of
+from constrained_diffusion.denoisers.calls import call_of, classes_of, names_of
 from constrained_diffusion.denoisers.shapes import check_sides, shape_from_config
 from constrained_diffusion.diffusion.codec import Codec
 from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
@@ -63,6 +63,15 @@ class Denoiser(nn.Module):
         self.guidance_scale = guidance_scale
         self.null_condition = {name: torch.as_tensor(row) for name, row in (null_condition or {}).items()}
         self.check_guidance()
+        self._check_null()
+
+    def _check_null(self) -> None:
+        count, null = classes_of(self.network), self.null_condition.get("class_labels")
+        if count is not None and null is not None and not 0 <= int(null) < count:
+            raise ValueError(
+                f"null_condition has the label {int(null)}, but {type(self.network).__name__} knows {count} labels: "
+                f"expected one in 0 .. {count - 1}; give the one that stood for none in its training, or leave it out."
+            )
 
     def check_guidance(self) -> None:
         """Raise ValueError where the guidance scale is out of range, or there is nothing to guide away from."""
@@ -189,6 +198,20 @@ class Denoiser(nn.Module):
             except Exception:  # it may want a time per token, or of a batch: the first call tells
                 return
         checked_output(self.network, result, noisy)
+
+    def check_labels(self, labels: Tensor | None) -> None:
+        """Raise ValueError where a class label `(B,)` that is asked for is unknown, or stands for none."""
+        count, null = classes_of(self.network), self.null_condition.get("class_labels")
+        if labels is None or count is None or labels.is_floating_point():
+            return
+        known = [label for label in range(count) if null is None or label != int(null)]
+        for label in labels.tolist():
+            if label not in known:
+                none = f" ({int(null)} stands for none)" if null is not None else ""
+                raise ValueError(
+                    f"the label {label} is asked for, but {type(self.network).__name__} draws the labels {known[0]} to "
+                    f"{known[-1]}{none}: expected some of them; mend the data module's `conditions`."
+                )
 
     def check_condition(self, condition: Condition | None) -> None:
         """Raise ValueError where `condition` lacks what the network or guidance needs, or has what it does not know."""

@@ -28,6 +28,8 @@ CLASSES = ("AutoencoderKL", "VQModel", "AutoencoderTiny", "AutoencoderDC")
 class Autoencoder(Codec):
     """A frozen autoencoder between images in [0, 1] and latents, `(E(2x - 1) - shift) * scale`.
 
+    Both are numbers, or one for each channel where the config has the latents' means and deviations.
+
     Where a gradient is asked for, only the latents are kept for it, and the decoder runs again on the way back.
 
     Args:
@@ -42,6 +44,8 @@ class Autoencoder(Codec):
     """
 
     network: Any
+    scale: Tensor
+    shift: Tensor
 
     def __init__(self, source: str | None = None, network: nn.Module | None = None, checkpointed: bool = True) -> None:
         super().__init__()
@@ -52,8 +56,12 @@ class Autoencoder(Codec):
             raise ValueError(f"Autoencoder expects one of {', '.join(CLASSES)}, got a {type(chosen).__name__}.")
         self.network, self.checkpointed, self.settings = chosen, checkpointed, {"source": source}
         config: Any = self.network.config
-        self.scale = float(config.get("scaling_factor") or 1.0)
-        self.shift = float(config.get("shift_factor") or 0.0)
+        self.register_buffer("scale", torch.tensor(float(config.get("scaling_factor") or 1.0)), persistent=False)
+        self.register_buffer("shift", torch.tensor(float(config.get("shift_factor") or 0.0)), persistent=False)
+        mean, std = config.get("latents_mean"), config.get("latents_std")
+        if mean is not None and std is not None:  # of each channel, in place of one shift for all
+            self.scale = self.scale / torch.tensor(std)[:, None, None]
+            self.shift = torch.tensor(mean)[:, None, None]
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> Self:

@@ -49,6 +49,15 @@ def _by_name(network: nn.Module, noisy: Tensor, time: Tensor, **told: Any) -> An
     return network(noisy, timestep=time, **told)
 
 
+def classes_of(network: nn.Module) -> int | None:
+    """Return how many labels `network` knows, that of the empty condition among them; None where it has none."""
+    config: Any = getattr(network, "config", None) or {}
+    if type(network).__name__ == "DiTTransformer2DModel":
+        return int(config["num_embeds_ada_norm"]) + 1
+    embedding = getattr(network, "class_embedding", None)
+    return embedding.num_embeddings if isinstance(embedding, nn.Embedding) else None
+
+
 def names_of(network: nn.Module) -> Names:
     """Return which keyword names `network` needs, and which it knows."""
     parameters = list(inspect.signature(network.forward).parameters.values())

@@ -19,6 +19,7 @@ from constrained_diffusion.diffusion.variance_preserving import VariancePreservi
 from constrained_diffusion.runtime import stored_networks
 
 _OBJECTS = ("network", "noise_schedule", "codec", "null_condition")  #: parts of a config that are objects themselves
+_OPTIONAL = ("codec", "null_condition", "latent")  #: left out where there is nothing to say
 
 
 class Parts(NamedTuple):
@@ -33,6 +34,7 @@ class Parts(NamedTuple):
     family: Family | None = None  #: of a model that takes prompts
     origin: Path | None = None  #: the folder of the pipeline
     pipeline_class: str | None = None  #: its class
+    latent: bool = False  #: whether the network works on what an autoencoder makes
 
 
 def denoiser_config(denoiser: Denoiser) -> dict[str, Any]:
@@ -47,9 +49,10 @@ def denoiser_config(denoiser: Denoiser) -> dict[str, Any]:
         "codec": denoiser.codec.settings if isinstance(denoiser.codec, Normalizer) else None,
         "sample_shape": denoiser.sample_shape,
         "null_condition": denoiser.null_condition or None,
+        "latent": True if not isinstance(denoiser.codec, Normalizer) else None,
     }
     plain: dict[str, Any] = json.loads(json.dumps(config, default=lambda value: value.tolist()))
-    return {key: value for key, value in plain.items() if value is not None or key not in ("codec", "null_condition")}
+    return {key: value for key, value in plain.items() if value is not None or key not in _OPTIONAL}
 
 
 def network_config(network: nn.Module) -> dict[str, Any]:
@@ -66,7 +69,8 @@ def network_config(network: nn.Module) -> dict[str, Any]:
 def schedule_config(schedule: NoiseSchedule) -> dict[str, Any]:
     """Return the config of a diffusers scheduler that `schedule` is, or alpha-bar itself of any other of DDPM's."""
     if type(schedule) is VariancePreserving:
-        return {"alphas_cumprod": schedule.alphas_cumprod.tolist(), "prediction_type": schedule.prediction_type}
+        names = ("prediction_type", "sampler_settings", "original_steps", "boundary_scaling", "between")
+        return {"alphas_cumprod": schedule.alphas_cumprod.tolist(), **{name: getattr(schedule, name) for name in names}}
     if isinstance(schedule, DiffusersSchedule):
         assert schedule.config is not None
         return schedule.config
@@ -121,7 +125,7 @@ def parts(config: dict[str, Any], network: nn.Module | None, schedule: NoiseSche
     except Exception as error:  # what diffusers' networks raise on settings that do not fit has no common base
         raise ValueError(f"{source} holds a config that is damaged, or of another version: {error}.") from error
     shape = _shape(config.get("sample_shape"), source)
-    return Parts(network, schedule, codec, shape, config.get("null_condition"))
+    return Parts(network, schedule, codec, shape, config.get("null_condition"), latent=bool(config.get("latent")))
 
 
 def _shape(stored: Any, source: str) -> tuple[int, ...] | None:

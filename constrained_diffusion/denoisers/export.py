@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.denoisers.autoencoder import Autoencoder
 from constrained_diffusion.denoisers.config import denoiser_config, is_diffusers
-from constrained_diffusion.denoisers.lora_files import LORA_NAME, save_lora
+from constrained_diffusion.denoisers.lora_files import LORA_NAME, ON_TOP_OF, save_lora
+from constrained_diffusion.denoisers.merging import adapter_layers, merge_adapters
 from constrained_diffusion.denoisers.origin import Origin, copy_parts, place_of
 from constrained_diffusion.denoisers.pipelines import AUTOENCODERS, COMPONENTS
 from constrained_diffusion.denoisers.schedule import DiffusersSchedule, scheduler_config
@@ -59,12 +61,21 @@ def export(denoiser: Denoiser, folder: str | Path, network: nn.Module | None = N
 
 
 def export_lora(
-    network: nn.Module, folder: str | Path, pipeline_class: str, state: Mapping[str, Tensor] | None = None
+    network: nn.Module,
+    folder: str | Path,
+    pipeline_class: str,
+    state: Mapping[str, Tensor] | None = None,
+    on_top_of: Sequence[str] = (),
 ) -> None:
-    """Write the adapters of `network` to `folder` as `save_lora` does, and beside them what pipeline takes them."""
+    """Write the adapters of `network` to `folder` as `save_lora` does, and beside them what pipeline takes them.
+
+    `on_top_of` names earlier adapters, without which these are not the model that was fitted.
+    """
     with written(folder) as partial:
         save_lora(network, partial, pipeline_class, state)
-        facts = {"pipeline_class": pipeline_class, "adapters": LORA_NAME, "network": {"class": type(network).__name__}}
+        facts: dict[str, Any] = {"pipeline_class": pipeline_class, "adapters": LORA_NAME}
+        facts |= {"network": {"class": type(network).__name__}}
+        facts |= {ON_TOP_OF: list(on_top_of)} if on_top_of else {}
         (partial / CONFIG_NAME).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
@@ -99,6 +110,8 @@ def weights_sha256(module: nn.Module) -> str:
 
 def _write(denoiser: Denoiser, network: nn.Module, folder: Path) -> None:
     config = denoiser_config(denoiser)
+    if adapter_layers(network):
+        network = merge_adapters(copy.deepcopy(network))
     if is_diffusers(network):
         if denoiser.origin is None:
             latent = isinstance(denoiser.codec, Autoencoder)
@@ -106,7 +119,7 @@ def _write(denoiser: Denoiser, network: nn.Module, folder: Path) -> None:
         else:
             _write_pipeline(denoiser, denoiser.origin, network, folder)
         del config["network"]
-        if isinstance(denoiser.noise_schedule, DiffusersSchedule):
+        if isinstance(denoiser.noise_schedule, DiffusersSchedule) and "_class_name" in config["noise_schedule"]:
             del config["noise_schedule"]  # the scheduler's own file says it all
     else:
         weights = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in network.state_dict().items()}

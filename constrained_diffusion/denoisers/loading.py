@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,18 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from constrained_diffusion.denoisers.adapter import Denoiser
+from constrained_diffusion.denoisers.autoencoder import Autoencoder
 from constrained_diffusion.denoisers.calls import names_of
 from constrained_diffusion.denoisers.config import Parts
 from constrained_diffusion.denoisers.hub import download
-from constrained_diffusion.denoisers.lora_files import load_lora
+from constrained_diffusion.denoisers.lora_files import ON_TOP_OF, load_lora
+from constrained_diffusion.denoisers.merging import absorb_adapters
 from constrained_diffusion.denoisers.origin import Origin
 from constrained_diffusion.denoisers.packed import is_packed
 from constrained_diffusion.denoisers.prompts import TextEncoders, constants, is_told_guidance
 from constrained_diffusion.denoisers.reading import check_reading
-from constrained_diffusion.denoisers.sources import STATE_DICTS, load
+from constrained_diffusion.denoisers.sources import CONFIG_NAME, STATE_DICTS, load
 from constrained_diffusion.diffusion.codec import Codec
 from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
-from constrained_diffusion.runtime import assets
+from constrained_diffusion.runtime import assets, untrusted
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -46,13 +49,15 @@ class PretrainedDenoiser(Denoiser):
         noise_schedule: in place of the source's own; needed where it has none.
         sample_shape: in place of the source's own.
         null_condition: in place of the source's own.
-        adapters: LoRA adapters that the model is to have, a file or a folder of diffusers' kind (see `load_lora`).
+        adapters: LoRA adapters that the model is to have, a file or a folder of diffusers' kind (see `load_lora`), or
+            several; they are merged into its weights.
         prefix: what names of the network's tensors begin with in a checkpoint or state dict of yours, as "model.".
         config: the folder with the configs and tokenizers of the pipeline that a single file in the original layout
             (of Civitai, ComfyUI, ..) holds the weights of; by default the folder beside it that has its name.
         check: try now whether the network is what its config says, as every fit does (see `check_reading`).
 
     Attributes:
+        adapters: those that were merged.
         text: the text encoders, None for a model without prompts.
         origin: the pipeline, None where the source is none; an export has all its parts.
         folder: where the source's files lie if it is a folder and nothing of it was replaced, else None.
@@ -75,13 +80,14 @@ class PretrainedDenoiser(Denoiser):
         noise_schedule: NoiseSchedule | None = None,
         sample_shape: tuple[int, ...] | None = None,
         null_condition: dict[str, Any] | None = None,
-        adapters: str | None = None,
+        adapters: str | list[str] | None = None,
         prefix: str | None = None,
         config: str | None = None,
         check: bool = False,
     ) -> None:
         path = find(source, variant)
         found = load(path, network, noise_schedule, variant, prefix, sample_shape, config)
+        _check_codec(found, codec, source)
         super().__init__(
             found.network.eval(),
             found.noise_schedule,
@@ -93,8 +99,11 @@ class PretrainedDenoiser(Denoiser):
         self.pipeline_class = found.pipeline_class
         if found.origin is not None:
             self.origin = Origin(found.origin, variant, noise_schedule is None, codec is None)
-        if adapters is not None:
-            load_lora(self.network, adapters)
+        self.adapters = [adapters] if isinstance(adapters, str) else list(adapters or [])
+        _check_whole(self.adapters)
+        for each in self.adapters:
+            load_lora(self.network, each)
+            absorb_adapters(self.network)
         self._listen(found, guidance_scale, negative_prompt)
         replaced = any(part is not None for part in (codec, noise_schedule, sample_shape, adapters))
         self.folder: Path | None = path if path.is_dir() and not replaced else None
@@ -112,8 +121,20 @@ class PretrainedDenoiser(Denoiser):
                 f"negative_prompt is '{negative_prompt[:80]}', but the model takes no prompts: leave it out, or give "
                 "a text-to-image pipeline with its text encoders."
             )
+        if negative_prompt and (scale == 1 or is_told_guidance(self.network)):
+            why = "guidance_scale is 1" if scale == 1 else "this model's guidance was distilled"
+            raise ValueError(
+                f"negative_prompt is '{negative_prompt[:80]}', but it has no effect, because {why}: expected guidance "
+                "with a scale above 1, by a model that can be guided; leave negative_prompt out."
+            )
         self.guidance_scale = scale
         self.check_guidance()
+        if scale != 1 and _looks_distilled(self.noise_schedule) and not is_told_guidance(self.network):
+            warnings.warn(
+                f"guidance_scale is {scale}, but the pipeline has the scheduler of a turbo model, which was distilled "
+                "without guidance; if it is one, leave guidance_scale at 1.",
+                stacklevel=3,
+            )
         self._settings = (scale, negative_prompt)
         if is_told_guidance(self.network):
             self.guidance_scale = 1.0
@@ -168,6 +189,42 @@ class PretrainedDenoiser(Denoiser):
     @property
     def _device(self) -> torch.device:
         return next(self.network.parameters()).device
+
+
+def _looks_distilled(schedule: NoiseSchedule) -> bool:
+    """Return whether the scheduler is that of SD-Turbo and SDXL-Turbo."""
+    config = schedule.config or {}
+    named = config.get("_class_name") == "EulerAncestralDiscreteScheduler"
+    return named and config.get("timestep_spacing") == "trailing"
+
+
+def _check_whole(adapters: Sequence[str]) -> None:
+    """Warn where adapters were trained on top of others, which are not given."""
+    for each in adapters:
+        beside = Path(each).expanduser().with_name(CONFIG_NAME) if Path(each).suffix else Path(each) / CONFIG_NAME
+        earlier = untrusted.read_json(beside).get(ON_TOP_OF, []) if beside.is_file() else []
+        if len(adapters) <= len(earlier):
+            warnings.warn(
+                f"the adapters in '{each}' were trained on top of {', '.join(map(str, earlier))}: give all of "
+                "them, the earlier ones first, or the model is not the one that was fitted.",
+                stacklevel=3,
+            )
+
+
+def _check_codec(found: Parts, given: Codec | None, source: str) -> None:
+    """Raise ValueError where a latent model has no autoencoder, or is given one of another factor."""
+    if found.latent and (given or found.codec) is None:
+        raise ValueError(
+            f"'{source}' holds the network of a latent model without its autoencoder (and text encoders): expected the "
+            "whole pipeline; give the folder that a fit exported (export/), or the autoencoder as "
+            "codec=Autoencoder(folder)."
+        )
+    own = found.codec
+    if isinstance(own, Autoencoder) and isinstance(given, Autoencoder) and own.factor != given.factor:
+        raise ValueError(
+            f"a latent's side stands for {own.factor} pixels in '{source}', but for {given.factor} in the autoencoder "
+            "that is given as its codec: expected one of the same factor; give the model's own, or leave codec out."
+        )
 
 
 def find(source: str, variant: str | None = None) -> Path:

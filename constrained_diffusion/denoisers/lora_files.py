@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from constrained_diffusion.runtime import untrusted
 
 LORA_NAME = "pytorch_lora_weights.safetensors"  #: diffusers' own name of a file of adapters
+ON_TOP_OF = "on_top_of"  #: in the JSON file beside adapters of ours: the earlier ones that they were trained on
 _COMPONENTS = ("unet", "transformer")  #: the parts of a pipeline that a denoiser's network may be
 _OTHERS = ("lora_unet_", "lora_te", "lora_transformer_", "diffusion_model.")  #: kohya's, and those of the original code
 _PART = re.compile(r"(?P<module>.+)\.lora_(?P<matrix>[AB])\.weight")

@@ -45,7 +45,7 @@ def flow(config: dict[str, Any], tokens: int, time_scale: float) -> FlowMatching
         base, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
         mu = base + (most - base) * (tokens - low) / (high - low)
         shift = math.exp(mu) if config.get("time_shift_type", "exponential") == "exponential" else mu
-    spacing = "linear" if dynamic else "training"
+    spacing = "dynamic" if dynamic else "training"
     if name.startswith(SOLVERS):
         spacing = "unipc" if name.startswith("UniPC") else "dpm"
     settings = {"spacing": spacing, "renoise": bool(config.get("stochastic_sampling", False))}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from constrained_diffusion.condition import Condition, moved
-from constrained_diffusion.denoisers.adapter import Denoiser
+from constrained_diffusion.denoisers.adapter import Denoiser, checked_output
 from constrained_diffusion.denoisers.schedule import DiffusersSchedule
 from constrained_diffusion.diffusion.flow_matching import FlowMatching
 from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
@@ -30,15 +30,6 @@ SUSPICIOUS = 0.3  #: an error above this is looked into
 CLEARLY = 0.5  #: another reading fits clearly better where its error is below this share of the stated one
 STEPS, READING = 10, 0x52  # of the sampler; a stream of random numbers
 RATIOS = (0.3, 0.6, 1.0, 1.7, 3.0)  #: of noise to signal, at which the error is measured
-
-
-class _Scaled(nn.Module):
-    def __init__(self, network: nn.Module, factor: float) -> None:
-        super().__init__()
-        self.network, self.factor, self.config = network, factor, getattr(network, "config", None)
-
-    def forward(self, noisy: Tensor, time: Tensor, **told: Any) -> Any:
-        return self.network(noisy, time * self.factor, **told)
 
 
 def own_error(denoiser: Denoiser, condition: Condition | None = None, seeds: Sequence[int] = range(8)) -> float:
@@ -110,12 +101,16 @@ def other_readings(denoiser: Denoiser) -> Iterator[tuple[str, Denoiser]]:
     """Yield the ways in which the same network may have been meant, each with a name."""
 
     def read(
-        schedule: NoiseSchedule | None = None, network: nn.Module | None = None, codec: Normalizer | None = None
+        schedule: NoiseSchedule | None = None, codec: Normalizer | None = None, time: float = 1.0, sign: float = 1.0
     ) -> Denoiser:
         shared = [*denoiser.children(), *vars(denoiser).values()]  # nothing is copied but what holds them
         other = copy.deepcopy(denoiser, {id(part): part for part in shared if not isinstance(part, dict)})
-        other.network, other.codec = network or denoiser.network, codec or denoiser.codec
-        other.noise_schedule = schedule or denoiser.noise_schedule
+        other.codec, other.noise_schedule = codec or denoiser.codec, schedule or denoiser.noise_schedule
+
+        def call(network: nn.Module, noisy: Tensor, timestep: Tensor, **told: Any) -> Tensor:
+            return sign * checked_output(network, denoiser._call(network, noisy, timestep * time, **told), noisy)
+
+        other._call = call
         return other
 
     stated = denoiser.noise_schedule
@@ -129,10 +124,11 @@ def other_readings(denoiser: Denoiser) -> Iterator[tuple[str, Denoiser]]:
             other = DiffusersSchedule({**config, "prediction_type": stated.prediction_type})
             if not torch.allclose(other.alphas_cumprod, stated.alphas_cumprod.cpu().float(), atol=1e-3):
                 yield f"beta_schedule {name}", read(other.to(stated.alphas_cumprod.device))
+        yield "FlowMatching as its schedule", read(FlowMatching(num_timesteps=stated.num_timesteps))
     if isinstance(stated, FlowMatching):
-        yield "a network that returns x_0 - eps", read(network=_Negated(denoiser.network))
+        yield "a network that returns x_0 - eps", read(sign=-1.0)
     for factor, name in ((1 / stated.num_timesteps, "in [0, 1]"), (float(stated.num_timesteps), "in [0, T]")):
-        yield f"a network that expects its time {name}", read(network=_Scaled(denoiser.network, factor))
+        yield f"a network that expects its time {name}", read(time=factor)
     if isinstance(denoiser.codec, Normalizer) and denoiser.codec.low is not None:
         yield "data in [-1, 1] for the network", read(codec=Normalizer(0.5, 0.5, 0.0, 1.0))
         yield "data in [0, 1] for the network", read(codec=Normalizer(0.0, 1.0, 0.0, 1.0))
@@ -143,16 +139,6 @@ def _tried(denoiser: Denoiser, condition: Condition | None, seeds: Sequence[int]
         return own_error(denoiser, condition, seeds)
     except Exception:  # a network may be unable to take another reading, in ways of its own
         return math.inf
-
-
-class _Negated(nn.Module):
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network, self.config = network, getattr(network, "config", None)
-
-    def forward(self, noisy: Tensor, time: Tensor, **told: Any) -> Any:
-        result = self.network(noisy, time, **told)
-        return -(result if isinstance(result, Tensor) else result.sample)
 
 
 def check_reading(denoiser: Denoiser, condition: Condition | None = None, seeds: Sequence[int] = range(8)) -> float:

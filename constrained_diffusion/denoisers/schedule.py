@@ -71,7 +71,7 @@ class DiffusersSchedule(VariancePreserving):
             float(config.get("timestep_scaling") or 10.0) if lcm else None,
             "log" if settings.get("spacing", "").startswith(("karras", "exponential")) else "linear",
         )
-        written = {key: scheduler.config[key] for key in expected}
+        written = {key: scheduler.config[key] for key in expected} | {"_sampler_settings": settings}
         self.config: dict[str, Any] = dict(config) if "_class_name" in config else written
 
 
@@ -83,8 +83,11 @@ def is_flow(config: dict[str, Any]) -> bool:
 
 def sampler_settings(config: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of `Sampler` that a scheduler config of DDPM's family says; what it leaves out is ours."""
-    if "_class_name" not in config:  # a written one
+    if "_sampler_settings" in config:  # written by us
+        return dict(config["_sampler_settings"])
+    if "_class_name" not in config:  # by a user
         names = {"timestep_spacing": "spacing", "steps_offset": "steps_offset", "clip_sample": "clip_sample"}
+        names |= {"clip_sample_range": "clip_range"}
         return {ours: config[name] for name, ours in names.items() if name in config}
     import diffusers
 
@@ -109,6 +112,7 @@ def sampler_settings(config: dict[str, Any]) -> dict[str, Any]:
         "steps_offset": full.get("steps_offset", 0),
         "set_alpha_to_one": bool(ends or lcm),
         "clip_sample": bool(full.get("clip_sample", False)),
+        "clip_range": float(full.get("clip_sample_range", 1.0)) if full.get("clip_sample") else None,
         "renoise": lcm,
         "start": start,
     }

@@ -22,6 +22,7 @@ from constrained_diffusion.denoisers.pipelines import open_folder, read_network,
 from constrained_diffusion.denoisers.schedule import is_flow, read_schedule
 from constrained_diffusion.denoisers.shapes import shape_from_config
 from constrained_diffusion.denoisers.strictly import foreign
+from constrained_diffusion.diffusion.flow_matching import FlowMatching
 from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
 from constrained_diffusion.runtime import untrusted
 
@@ -97,7 +98,7 @@ def _from_diffusers(
     if found.codec is None and folder.autoencoder is not None:
         found = found._replace(codec=Autoencoder(network=read(folder.autoencoder, variant)))
     if folder.family is not None:
-        found = found._replace(text=read_text(folder, network, variant), family=folder.family)
+        found = found._replace(text=read_text(folder, network, variant), family=folder.family, latent=True)
     if found.null_condition is None:
         found = found._replace(null_condition=_no_class(network))
     if not folder.contents:
@@ -114,7 +115,7 @@ def read_schedule_for(
     patch = 2 if is_packed(network) else int(config.get("patch_size") or 1)
     shape = sample_shape or (shape_from_config(network) if is_flow(scheduler) else ())
     schedule = read_schedule(scheduler, math.prod(shape[1:]) // patch ** len(shape[1:]), scale)
-    if is_packed(network):  # whose pipeline gives the scheduler its grid
+    if is_packed(network) and isinstance(schedule, FlowMatching):  # whose pipeline gives the scheduler its grid
         schedule.sampler_settings["spacing"] = "linear"
     return schedule
 
@@ -185,6 +186,8 @@ def _from_safetensors(
     with untrusted.no_larger_than(path):
         loaded = parts(config, network, schedule, f"'{path}'")
     _fill(loaded.network, _inside(weights, prefix or "", path), path)
+    if loaded.latent and (path.parent / "vae" / "config.json").is_file():  # an export of ours
+        loaded = loaded._replace(codec=Autoencoder(network=read(path.parent / "vae")))
     return loaded
 
 

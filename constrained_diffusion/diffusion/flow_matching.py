@@ -14,7 +14,7 @@ from constrained_diffusion.diffusion.prediction_types import NAMED
 if TYPE_CHECKING:
     from constrained_diffusion.diffusion.sampler import Sampler
 
-SPACINGS = ("linear", "training", "dpm", "unipc")
+SPACINGS = ("linear", "training", "dynamic", "dpm", "unipc")
 
 
 class FlowMatching(NoiseSchedule):
@@ -63,6 +63,8 @@ class FlowMatching(NoiseSchedule):
     def grid(self, sampler: Sampler) -> list[Level]:
         """Return the levels of diffusers' FlowMatchEuler: "training", its own, or "linear", which FLUX gives it.
 
+        "dynamic" is its own where the shift depends on the size of a sample, and so comes once and not twice.
+
         "dpm" and "unipc" are those of its DPMSolver and UniPC schedulers.
 
         Raises:
@@ -79,6 +81,7 @@ class FlowMatching(NoiseSchedule):
         first, last = {
             "linear": (1.0, 1 / steps),
             "training": (1.0, float(self._shifted(np.float64(1 / total)))),
+            "dynamic": (1.0, 1 / total),
             "dpm": (inside, inside / steps),
             "unipc": (1.0, 1 - inside * (steps - 1) / steps),
         }[sampler.spacing]

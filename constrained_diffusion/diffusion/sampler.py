@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from constrained_diffusion.diffusion.noise_schedule import Level, NoiseSchedule
-from constrained_diffusion.diffusion.prediction import Predict
+from constrained_diffusion.diffusion.prediction import Predict, Prediction
 from constrained_diffusion.runtime.randomness import keyed_normal
 
 Start = Literal["marginal", "noise"]
@@ -43,10 +43,11 @@ class Sampler:
         eta: 0 is the deterministic sampler (z is the initial noise alone), 1 injects noise as DDPM does.
         spacing: how the steps are placed, see `NoiseSchedule.grid` of the family: "leading", "trailing", "linspace",
             "interpolated", "solver_leading", "solver_linspace", "lcm"; "karras", "exponential", alone or between the
-            ends of another, as in "karras_leading"; "list"; "linear", "training", "dpm", "unipc".
+            ends of another, as in "karras_leading"; "list"; "linear", "training", "dynamic", "dpm", "unipc".
         steps_offset: added to every timestep under "leading" spacing (Stable Diffusion uses 1).
         set_alpha_to_one: whether the last step ends in a fully clean sample, or at the lowest noise of the schedule.
         clip_sample: use the predicted clean sample as clamped to the data range.
+        clip_range: r; with clip_sample, the predicted clean sample is also clamped to [-r, r] in the network's space.
         renoise: put fresh noise onto the clean sample, as consistency models and LCM do; eta then has no say.
         start: what the initial noise is multiplied by: "marginal", the deviation of x_T for data of unit variance, or
             "noise", sigma_T, as diffusers' Euler schedulers do under other than leading spacing.
@@ -63,6 +64,7 @@ class Sampler:
     clip_sample: bool | None = None
     renoise: bool | None = None
     start: Start | None = None
+    clip_range: float | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1 or not 0 <= self.eta <= 1:
@@ -102,6 +104,15 @@ class Sampler:
         """Return what the initial noise is multiplied by."""
         first = self.pairs(schedule)[0][0]
         return first.sigma if self.of(schedule).start == "noise" else math.hypot(first.signal, first.sigma)
+
+    def clipped(self, found: Prediction, schedule: NoiseSchedule, noisy: Tensor, timesteps: Tensor) -> Tensor:
+        """Return the predicted clean sample, clipped as the settings say; the gradient passes straight through."""
+        if not self.clip_sample:
+            return schedule.to_clean(found.output, noisy, timesteps)
+        if self.clip_range is None:
+            return found.clean
+        clamped = found.clean.clamp(-self.clip_range, self.clip_range)
+        return clamped.detach() + (found.clean - found.clean.detach())
 
     def __call__(self, predict: Predict, noise_schedule: NoiseSchedule, noise_sequence: Tensor) -> Tensor:
         """Map `noise_sequence` `(B, 1 + K, *shape)` to samples `(B, *shape)` in network units; see `sample`."""
@@ -147,13 +158,12 @@ def sample(
     noisy, injected = scaled(noise_sequence[:, 0], sampler.initial(noise_schedule)), 1
     for pair in progress(pairs) if progress else pairs:
         timesteps = at_level(pair[0], noisy)
-        output, noise, clean = predict(noisy, timesteps)
-        if not settings.clip_sample:
-            clean = noise_schedule.to_clean(output, noisy, timesteps)
+        prediction = predict(noisy, timesteps)
+        clean = settings.clipped(prediction, noise_schedule, noisy, timesteps)
         if on_clean is not None:
             clean = on_clean(clean, timesteps)
         signal, direction, std = sampler.coefficients(noise_schedule, pair)
-        noisy = signal * clean + direction * noise
+        noisy = signal * clean + direction * prediction.noise
         if std > 0:
             noisy = noisy + std * noise_sequence[:, injected]
             injected += 1

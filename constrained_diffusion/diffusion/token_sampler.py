@@ -22,7 +22,7 @@ class PyramidSampler(Sampler):
 
     Args:
         lag: 0 is the full sequence at once; `steps` is one token after the other.
-        steps, eta, spacing, steps_offset, set_alpha_to_one, clip_sample, renoise, start: see `Sampler`.
+        steps, eta, spacing, steps_offset, set_alpha_to_one, clip_sample, renoise, start, clip_range: see `Sampler`.
 
     Raises:
         ValueError: a negative lag, or what `Sampler` raises.
@@ -87,11 +87,10 @@ def token_sample(
     noisy = scaled(noise_sequence[:, 0], sampler.initial(noise_schedule))
     for done, move in zip(matrix[:-1].to(noisy.device), moves.bool().to(noisy.device), strict=True):
         timesteps = times[done].expand(len(noisy), -1)
-        output, noise, clean = predict(noisy, timesteps)
-        if not settings.clip_sample:
-            clean = noise_schedule.to_clean(output, noisy, timesteps)
+        prediction = predict(noisy, timesteps)
+        clean = settings.clipped(prediction, noise_schedule, noisy, timesteps)
         signal, direction, sigma = (column.view(wide) for column in table[done].unbind(1))
-        stepped = signal * clean + direction * noise
+        stepped = signal * clean + direction * prediction.noise
         if any(injecting):
             tokens = torch.arange(len(done), device=noisy.device)
             stepped = stepped + sigma * noise_sequence[:, slices[done], tokens]

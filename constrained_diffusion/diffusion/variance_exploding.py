@@ -58,7 +58,7 @@ class VarianceExploding(NoiseSchedule):
         self.prediction = Preconditioned(sigma_data, self.least_sigma, -1.0 if kind == "edm_v" else 1.0)
         own: dict[str, Any] = {"spacing": "karras", "clip_sample": False}
         if kind == "consistency":
-            own = {"spacing": "list", "clip_sample": True, "renoise": True, "start": "noise"}
+            own = {"spacing": "list", "clip_sample": True, "clip_range": 1.0, "renoise": True, "start": "noise"}
         self.sampler_settings = {**own, **(sampler_settings or {})}
 
     def signal_and_sigma(self, timesteps: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:

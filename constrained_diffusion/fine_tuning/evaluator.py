@@ -44,7 +44,8 @@ class Tally:
         """Measure one batch of samples `(B, *shape)`, in the data's units, and what was asked for."""
         if self.evaluation is not None:
             self.evaluation.update_asked(samples, condition)
-        self.own.update(samples)
+        if len(samples):
+            self.own.update(samples)
 
     def compute(self) -> dict[str, Any]:
         """Return the figures of all ranks' samples, JSON-ready; all ranks must call it."""
@@ -67,7 +68,7 @@ class HeldOut:
         self._sums = torch.zeros(2, device=device)  # of the loss over rows, and of the rows
 
     def update(self, loss: Tensor, rows: int) -> None:
-        """Add the mean `loss` of a batch of `rows` rows."""
+        """Add the mean `loss` of a batch of `rows` rows, at least one."""
         self._sums = self._sums + torch.stack([loss * rows, loss.new_tensor(rows)])
 
     def compute(self) -> Tensor:
@@ -123,6 +124,8 @@ class Evaluator:
     @torch.no_grad()
     def sample(self, seeds: Sequence[int], weights: Weights = "ema", *how: Any, **settings: Any) -> Tensor:
         """Return one sample per seed, `(len(seeds), *shape)` in the data's units; see `encoded_sample`."""
+        if not seeds:
+            return torch.zeros(0, *self.networks.denoiser.data_shape, device=self.networks.device)
         return self.networks.denoiser.codec.decode(self.encoded_sample(seeds, weights, *how, **settings))
 
     @torch.no_grad()
@@ -166,7 +169,7 @@ class Evaluator:
     def pretrained_samples(self, seeds: list[int], precision: str, condition: Condition | None = None) -> Tensor:
         """Return the pretrained weights' samples of `seeds`: stored ones, where they are what would be drawn."""
         stored = self.stored_samples(precision) if condition is None else None
-        if stored is None or max(seeds) >= len(stored):
+        if stored is None or not seeds or max(seeds) >= len(stored):
             return self.sample(seeds, "pretrained", condition=condition)
         return stored[seeds].to(self.networks.device)
 

@@ -25,7 +25,7 @@ from constrained_diffusion.fine_tuning.evaluator import Evaluator
 from constrained_diffusion.fine_tuning.loss import PenaltyLoss
 from constrained_diffusion.fine_tuning.networks import Networks
 from constrained_diffusion.fine_tuning.noising import PerToken
-from constrained_diffusion.runtime.conditions import asked
+from constrained_diffusion.runtime.conditions import Conditions, asked
 from constrained_diffusion.runtime.data import DiffusionDataModule, TensorRows
 from constrained_diffusion.runtime.fully_sharded import FullySharded
 
@@ -121,6 +121,9 @@ def checked_condition(data: Any, dropout: float, denoiser: Denoiser) -> Conditio
             f"condition_dropout is {dropout}, but no empty condition of {', '.join(condition or ()) or 'any'}: "
             "give the denoiser a `null_condition`, such as {class_labels: 10}, and the data module a condition."
         )
+    conditions = getattr(data, "conditions", None)
+    if isinstance(conditions, Conditions) and condition is not None:
+        denoiser.check_labels(conditions.all_different(denoiser).get("class_labels"))
     return condition
 
 
@@ -136,7 +139,9 @@ def draw(evaluator: Evaluator, trainer: Trainer | None, seeds: Sequence[int], *h
 
 
 def drawn(module: Any, batch: Seeds) -> Tensor:
-    """Return what `module` draws for `batch`, `(B, *shape)` in the data's units."""
+    """Return what `module` draws for `batch`, `(B, *shape)` in the data's units; B = 0 on a rank without seeds."""
+    if not len(batch.seeds):
+        return torch.zeros(0, *module.denoiser.data_shape, device=module.device)
     samples: Tensor = module.sample(batch.seeds.tolist(), condition=batch.condition)
     return samples
 
@@ -149,6 +154,8 @@ def predict(module: Any, batch: Seeds, rejection: Rejection | None) -> Tensor | 
 
     if rejection is None:
         return drawn(module, batch)
+    if not len(batch.seeds):
+        return RejectionResult(drawn(module, batch), torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.bool))
     return rejection_sample(again, module.steering.feasible, batch.seeds.tolist(), rejection.max_draws)
 
 

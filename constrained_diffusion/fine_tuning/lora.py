@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from typing import Any
 
 from torch import nn
 
+from constrained_diffusion.denoisers.merging import adapter_layers
 from constrained_diffusion.runtime.distribution import needs_extra
 
 STARTS = (True, False, "gaussian", "orthogonal")  #: starts of adapters that leave the weights beside them as they are
@@ -76,7 +76,7 @@ def _check_targets(network: nn.Module, targets: Any) -> None:
 def adapter_names(network: nn.Module) -> set[str]:
     """Return the names, in the state of `network`, of all that belongs to adapters."""
     names = set()
-    for outer, layer in _layers(network):
+    for outer, layer in adapter_layers(network):
         names |= {f"{outer}.{name}" for name in layer.state_dict() if not name.startswith("base_layer.")}
     return names
 
@@ -84,7 +84,7 @@ def adapter_names(network: nn.Module) -> set[str]:
 @contextmanager
 def adapters_off(network: nn.Module) -> Iterator[None]:
     """Run `network` as it was before `add_adapters`."""
-    layers = [layer for _, layer in _layers(network)]
+    layers = [layer for _, layer in adapter_layers(network)]
     for layer in layers:
         layer.enable_adapters(False)
     try:
@@ -92,24 +92,6 @@ def adapters_off(network: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.enable_adapters(True)
-
-
-def merge_adapters(network: nn.Module) -> nn.Module:
-    """Fold the adapters of `network` that are on into its weights, in place, and return it without any LoRA layer."""
-    for name, layer in _layers(network):
-        if not layer.disable_adapters:
-            layer.merge()
-        parent, _, child = name.rpartition(".")
-        setattr(network.get_submodule(parent), child, layer.get_base_layer())
-    for note in ("peft_config", "_hf_peft_config_loaded"):  # of peft and diffusers, by which they know of adapters
-        vars(network).pop(note, None)
-    return network
-
-
-def absorb_adapters(network: nn.Module) -> None:
-    """Make adapters that `network` came with part of its weights, in place, and let those be trained again."""
-    if _layers(network):
-        merge_adapters(network).requires_grad_(True)
 
 
 def fingerprint(network: nn.Module) -> str:
@@ -130,8 +112,3 @@ def shared_copy(network: nn.Module) -> nn.Module:
     """
     frozen = {id(p): p for p in network.parameters() if not p.requires_grad}
     return copy.deepcopy(network, frozen).requires_grad_(False).eval()
-
-
-def _layers(network: nn.Module) -> list[tuple[str, Any]]:
-    tuners = sys.modules.get("peft.tuners.tuners_utils")  # whoever added adapters has imported it; it takes seconds
-    return [(n, m) for n, m in network.named_modules() if isinstance(m, tuners.BaseTunerLayer)] if tuners else []

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -18,14 +19,13 @@ from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.denoisers.config import denoiser_config
 from constrained_diffusion.denoisers.export import export, export_lora, weights_sha256
 from constrained_diffusion.denoisers.lora_files import takes_lora
+from constrained_diffusion.denoisers.merging import absorb_adapters, merge_adapters
 from constrained_diffusion.diffusion.prediction import Prediction
 from constrained_diffusion.fine_tuning.lora import (
-    absorb_adapters,
     adapter_names,
     adapters_off,
     add_adapters,
     fingerprint,
-    merge_adapters,
     shared_copy,
 )
 from constrained_diffusion.runtime.precision import keep_float32, to_float32
@@ -235,7 +235,10 @@ class Networks(nn.Module):
             merge_lora: write the whole network in any case, with its adapters merged.
         """
         if self.lora and not merge_lora and takes_lora(self.denoiser.pipeline_class):
-            export_lora(self.averaged, folder, str(self.denoiser.pipeline_class), ema)
+            earlier = getattr(self.denoiser, "adapters", [])
+            export_lora(self.averaged, folder, str(self.denoiser.pipeline_class), ema, earlier)
+            if earlier:
+                rank_zero_info(f"the adapters are on top of {', '.join(earlier)}: load those too, and first.")
             return
         network = copy.deepcopy(self.averaged)
         if ema is not None:

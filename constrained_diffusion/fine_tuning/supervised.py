@@ -85,14 +85,14 @@ class Supervised(TrainedModule):
 
     def _measure(self, stage: str, metrics: MetricCollection, batch: Batch) -> None:
         target = _target(batch)
-        output = self(batch.clean)
-        loss = self.loss(output, target)
         # A metric, because `log(sync_dist=True)` cuts the mean number of rows per rank to an integer.
         mean = cast(MeanMetric, self.losses[stage])
-        mean.update(loss, len(output))
-        self.log(f"{stage}/loss", mean, batch_size=len(output), add_dataloader_idx=False)
-        metrics.update(output, target)
-        self.log_dict(metrics, prog_bar=True, batch_size=len(output), add_dataloader_idx=False)
+        if rows := len(batch.clean):  # none on a rank to which there are none left
+            output = self(batch.clean)
+            mean.update(self.loss(output, target), rows)
+            metrics.update(output, target)
+        self.log(f"{stage}/loss", mean, batch_size=rows, add_dataloader_idx=False)
+        self.log_dict(metrics, prog_bar=True, batch_size=rows, add_dataloader_idx=False)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save what any fit saves, and that it is one of this kind."""

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.plugins import MixedPrecision, Precision
 from torch import nn
+from torch.optim import Optimizer
 
 from constrained_diffusion.runtime.files import write_json
 
@@ -42,11 +44,39 @@ class TrainedModule(LightningModule, ABC):
         return self._earlier_seconds + (time.monotonic() - self._started if self._started else 0.0)
 
     def configure_optimizers(self) -> Any:
-        """Build optimiser and schedule over the trained parameters."""
+        """Build optimiser and schedule over the trained parameters.
+
+        Raises:
+            ValueError: gradients are to be clipped, and the optimiser cannot be given clipped ones.
+        """
         optimizer = self.optimizer([p for p in self.trained.parameters() if p.requires_grad])
+        trainer = self._trainer
+        if (
+            trainer is not None
+            and trainer.gradient_clip_val
+            and _scaled_until_the_step(optimizer, trainer.precision_plugin)
+        ):
+            raise ValueError(
+                f"{type(optimizer).__name__} with fused: true scales float16's gradients itself, so they cannot be "
+                "clipped before; leave out fused or trainer.gradient_clip_val, or choose precision bf16-mixed."
+            )
         if self.lr_scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        """Clip as the Trainer was told, also for an optimiser with `fused=True`, which Lightning refuses in bf16-mixed.
+
+        It does so because such an optimiser would undo float16's scaling by itself; bfloat16 has none.
+        """
+        plugin = self.trainer.precision_plugin
+        if isinstance(plugin, MixedPrecision) and gradient_clip_val:
+            how = () if gradient_clip_algorithm is None else (gradient_clip_algorithm,)
+            Precision.clip_gradients(plugin, optimizer, gradient_clip_val, *how)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_fit_start(self) -> None:
         """Start the clock."""
@@ -97,3 +127,9 @@ class TrainedModule(LightningModule, ABC):
             "torch": torch.__version__,
         }
         write_json(Path(folder) / "training.json", facts)
+
+
+def _scaled_until_the_step(optimizer: Optimizer, plugin: Precision) -> bool:
+    """Return whether gradients are still scaled when it is time to clip them."""
+    scales = isinstance(plugin, MixedPrecision) and plugin.scaler is not None
+    return scales and bool(getattr(optimizer, "_step_supports_amp_scaling", False))

@@ -27,6 +27,10 @@ class Conditions(ABC):
     def of(self, places: Sequence[int], denoiser: Any) -> dict[str, Tensor]:
         """Return the condition of `denoiser` for the samples at `places` (or of these seeds), one row each."""
 
+    def all_different(self, denoiser: Any) -> dict[str, Tensor]:
+        """Return the condition of all that is ever asked for, where that is cheap, else of two samples."""
+        return self.of([0, 1], denoiser)
+
     @abstractmethod
     def names(self, places: Sequence[int]) -> list[str]:
         """Return what people call each: the label, or the prompt."""
@@ -55,6 +59,9 @@ class Labels(Conditions):
 
     def of(self, places: Sequence[int], denoiser: Any) -> dict[str, Tensor]:
         return {self.name: torch.tensor([self.labels[place % len(self.labels)] for place in places])}
+
+    def all_different(self, denoiser: Any) -> dict[str, Tensor]:
+        return self.of(range(len(self.labels)), denoiser)
 
     def names(self, places: Sequence[int]) -> list[str]:
         return [str(self.labels[place % len(self.labels)]) for place in places]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ class TensorRows(Dataset[Batch]):
         return len(self.clean)
 
     def __getitems__(self, indices: list[int]) -> Batch:
-        index = torch.as_tensor(indices)
+        index = torch.tensor(there(indices, len(self)), dtype=torch.long)
         clean = self.clean[index]
         clean = clean.float() / 255 if clean.dtype == torch.uint8 else clean
         target, latent = (None if rows is None else rows[index] for rows in (self.target, self.latent))
@@ -60,6 +61,27 @@ class TensorRows(Dataset[Batch]):
 
     def __getitem__(self, index: int) -> Batch:
         return self.__getitems__([index])
+
+
+class Listed(Dataset[Any]):
+    """Entries of a sequence, such as seeds or jobs, fetched a list at a time."""
+
+    def __init__(self, entries: Sequence[Any]) -> None:
+        self.entries = entries
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitems__(self, indices: list[int]) -> list[Any]:
+        return [self.entries[index] for index in there(indices, len(self))]
+
+    def __getitem__(self, index: int) -> Any:
+        return self.entries[index]
+
+
+def there(indices: Sequence[int], count: int) -> list[int]:
+    """Return the `indices` below `count`; a rank without rows asks for one beyond, and gets an empty batch."""
+    return [index for index in indices if index < count]
 
 
 def as_is(batch: Any) -> Any:
@@ -77,7 +99,7 @@ class DiffusionDataModule(LightningDataModule, ABC):
     loss with fixed noise, and n seeds, for samples. Test and predict have seeds alone.
 
     Args:
-        batch_size: rows per rank and training step.
+        batch_size: rows of a training step, which all ranks share evenly.
         eval_batch_size: rows per rank and evaluation step.
         val_samples, test_samples, predict_samples: how many samples each of these draws.
         first_eval_seed: they are drawn from the seeds first_eval_seed, first_eval_seed + 1, ..
@@ -158,7 +180,7 @@ class DiffusionDataModule(LightningDataModule, ABC):
         self.sampler = KeyedSampler(len(rows), self.batch_size, self.seed)
         if self._restored:
             self.sampler.position = self._restored["position"]
-        return DataLoader(rows, batch_size=self.batch_size, sampler=self.sampler, drop_last=True, collate_fn=as_is)
+        return DataLoader(rows, batch_size=self.sampler.share, sampler=self.sampler, drop_last=True, collate_fn=as_is)
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         loaders: list[DataLoader[Any]] = [self._in_order(self.data[1], collate_fn=as_is)]
@@ -172,10 +194,12 @@ class DiffusionDataModule(LightningDataModule, ABC):
 
     def _seeds(self, count: int) -> DataLoader[Any]:
         seeds = range(self.first_eval_seed, self.first_eval_seed + count)
-        return self._in_order(seeds, collate_fn=self._with_condition)
+        return self._in_order(Listed(seeds), collate_fn=self._with_condition)
 
     def _with_condition(self, seeds: list[int]) -> Seeds:
-        return Seeds(torch.as_tensor(seeds), self.condition(list(seeds)))
+        condition = self.condition(seeds or [self.first_eval_seed])
+        chosen = torch.tensor(seeds, dtype=torch.long)
+        return Seeds(chosen, condition if seeds else take(condition, chosen))
 
     def _in_order(self, rows: Any, **kwargs: Any) -> DataLoader[Any]:
         sampler = Shard(len(rows), self.sharded)
@@ -193,14 +217,16 @@ class DiffusionDataModule(LightningDataModule, ABC):
 class Shard(DistributedSampler[int]):
     """Rows rank, rank + world, ... in order: every row on exactly one rank, none repeated to fill up.
 
-    With `split` off every rank has all rows; a plain loader would not do, since Lightning splits it by itself.
+    A rank without rows has one beyond the last, which its data set leaves out: its only batch is empty. So all ranks
+    run through the same hooks, in which they wait for each other. With `split` off every rank has all rows; a plain
+    loader would not do, since Lightning splits it by itself.
     """
 
     def __init__(self, size: int, split: bool = True) -> None:
         on = split and torch.distributed.is_initialized()
         world, rank = (torch.distributed.get_world_size(), torch.distributed.get_rank()) if on else (1, 0)
         super().__init__(range(size), num_replicas=world, rank=rank, shuffle=False)  # type: ignore[arg-type]
-        self.rows = range(rank, size, world)
+        self.rows = range(rank, size, world) or range(size, size + bool(size))
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -210,7 +210,7 @@ def test_what_the_config_switches_off_is_off_and_nothing_is_advertised(
     assert (run / "status.json").is_file()
     assert (run / "export" / "unet").is_dir()
     assert not (run / "checkpoints").exists()
-    assert any("the weights lie in" in record.getMessage() for record in caplog.records)
+    assert any("the weights are in" in record.getMessage() for record in caplog.records)
     assert not any("Tip:" in record.getMessage() for record in caplog.records)
 
 

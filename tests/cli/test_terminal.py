@@ -84,7 +84,7 @@ def test_the_final_sentences_stand_whole(tmp_path: Path, tiny_config: str) -> No
     shown = in_terminal(tmp_path, "fit")
     verdict = r"(in)?feasible: [^;]* of the EMA samples violate by own g \(upper 95 % bound [\d.]+ %, [^)]*\); \d+ s\."
     assert re.search(verdict, shown)
-    assert re.search(r"the weights lie in \S+/runs/tiny/1/export", shown.replace(" " * 20, ""))
+    assert re.search(r"the weights are in \S+/runs/tiny/1/export", shown.replace(" " * 20, ""))
     assert "PenaltyScheduler: infeasible on the training rows" in shown
     assert "lightning test --config tiny.yaml" in shown
     assert re.search(r"epoch 2 of 2 \S+ +4/4 +0:00 left violating", shown)

@@ -69,7 +69,7 @@ class Story(NamedTuple):
     """What happened in the working directory, in this order."""
 
     root: Path
-    first: subprocess.CompletedProcess[str]  #: a fit of one epoch, of one step
+    first: subprocess.CompletedProcess[str]  #: a fit of one epoch, of two steps
     there: list[str]  #: what its run then held
     losses: list[tuple[int, float]]
     continued: subprocess.CompletedProcess[str]  #: `--ckpt_path last`, to the second epoch
@@ -106,8 +106,8 @@ def test_last_goes_on_in_it(story: Story) -> None:
     assert story.continued.returncode == 0, story.continued.stderr
     run = story.root / "runs" / "tiny" / "1"
     assert losses(run)[: len(story.losses)] == story.losses
-    assert [step for step, _ in losses(run)] == [0, 1]  # 16 rows, 8 on each rank
-    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
+    assert [step for step, _ in losses(run)] == [0, 1, 2, 3]  # 16 rows, two steps an epoch of 4 rows on each rank
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 4
 
 
 def test_a_mistake_leaves_no_run(story: Story) -> None:
@@ -153,7 +153,7 @@ def test_ranks_that_share_out_the_weights_write_what_one_process_reads(
     main(["test", "--config", "tiny.yaml", "--ckpt_path", "last", "--trainer.enable_progress_bar=false"])
     assert json.loads((run / "results.json").read_text())["after"]["n"] == 8
     exported, last = run / "export", torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
-    assert last["global_step"] == 2
+    assert last["global_step"] == 4
     weights = load_file(exported / "unet" / "diffusion_pytorch_model.safetensors")
     assert weights.keys() == {
         key.removeprefix("networks.ema.") for key in last["state_dict"] if key.startswith("networks.ema.")

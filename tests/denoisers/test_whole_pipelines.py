@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,11 @@ def test_flux(folders: dict[str, Path], kind: str) -> None:
 
 @pytest.mark.parametrize(("kind", "eta", "scale"), [("turbo", 1.0, 1.0), ("turbo", 1.0, 5.0), ("lcm", 0.0, 8.0)])
 def test_models_of_few_steps(folders: dict[str, Path], kind: str, eta: float, scale: float) -> None:
-    denoiser, sampler = PretrainedDenoiser(str(folders[kind]), scale), Sampler(steps=3, eta=eta)
+    doubtful: Any = nullcontext()
+    if (kind, scale) == ("turbo", 5.0):
+        doubtful = pytest.warns(UserWarning, match="scheduler of a turbo model")
+    with doubtful:
+        denoiser, sampler = PretrainedDenoiser(str(folders[kind]), scale), Sampler(steps=3, eta=eta)
     z = draw(2, 1 + sampler.injecting_steps(denoiser.noise_schedule), *denoiser.sample_shape)
     assert z.shape[1] == 3
     found = ours(denoiser, z, sampler, denoiser.encode(PROMPTS))

@@ -73,8 +73,9 @@ def test_flow_euler_with_the_shift_of_flux(tokens: int, kind: Any, read: Any, to
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, time_shift_type=kind)
     from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
-    grid = {"sigmas": np.linspace(1.0, 1 / 6, 6), "mu": calculate_shift(tokens)}
-    agree(read(scheduler, tokens=tokens), scheduler, Sampler(6), tools, None, **grid)
+    schedule, mu = read(scheduler, tokens=tokens), calculate_shift(tokens)
+    agree(schedule, scheduler, Sampler(6), tools, None, num_inference_steps=6, mu=mu)  # as SD 3's pipeline does
+    agree(schedule, scheduler, Sampler(6, spacing="linear"), tools, None, sigmas=np.linspace(1.0, 1 / 6, 6), mu=mu)
 
 
 @pytest.mark.parametrize("curve", ["karras", "exponential"])

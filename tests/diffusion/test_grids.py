@@ -89,7 +89,11 @@ def test_a_level_between_two_timesteps_is_where_it_says(between: Any) -> None:
 @pytest.mark.parametrize(
     ("schedule", "spacing", "said"),
     [
-        (FlowMatching(), "karras", "one of linear, training, dpm, unipc for a flow-matching model, got 'karras'"),
+        (
+            FlowMatching(),
+            "karras",
+            "one of linear, training, dynamic, dpm, unipc for a flow-matching model, got 'karras'",
+        ),
         (VarianceExploding(), "leading", "karras, exponential or list for a model of EDM's family, got 'leading'"),
         (
             VariancePreserving([0.5, 0.2, 0.0], "sample"),

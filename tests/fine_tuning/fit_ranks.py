@@ -213,7 +213,7 @@ def fit(case: Case, ranks: int, folder: Path) -> dict[str, Any]:
     module.watch(case.every_other)
     module.steering.multiplier.fill_(case.multiplier)
     module.steering.augmentation.fill_(case.augmentation)
-    loading: dict[str, Any] = {"batch_size": GLOBAL_BATCH // ranks, "eval_batch_size": 2, "val_samples": SEEDS}
+    loading: dict[str, Any] = {"batch_size": GLOBAL_BATCH, "eval_batch_size": 2, "val_samples": SEEDS}
     loading |= {"conditions": Labels(3)} if case.told else {}
     data: DiffusionDataModule = Data(**loading)
     if case.generated:
@@ -249,6 +249,6 @@ def rank_main(rank: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    from two_ranks import start
+    from launch import start
 
     start(rank_main)

@@ -102,6 +102,6 @@ def rank_main(rank: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    from two_ranks import start
+    from launch import start
 
     start(rank_main)

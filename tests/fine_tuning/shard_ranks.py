@@ -106,9 +106,9 @@ def fit(
     module, held = make(lora), Held()
     steering = PenaltyScheduler(initial=1.0, growth_factor=1.5, every_n_steps=2, stop_below=0.0)
     grid = SampleGrid(samples=3, columns=3)
-    callbacks = (held, steering, FitStatus(), LastCheckpoint(), Export(), grid)
+    callbacks = (held, steering, FitStatus(), LastCheckpoint(every_n_seconds=0), Export(), grid)
     trainer = trainer_for(folder, ranks, steps, *callbacks, **settings)
-    data = PARTS["Data"](batch_size=GLOBAL_BATCH // ranks, eval_batch_size=2, val_samples=5)
+    data = PARTS["Data"](batch_size=GLOBAL_BATCH, eval_batch_size=2, val_samples=5)
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     return {
         "weights": {k: whole(v) for k, v in module.denoiser.network.state_dict().items()},
@@ -128,7 +128,7 @@ class BrokenOnOneRank(ConstrainedDiffusion):
 
 
 def diverge(folder: Path) -> str:
-    data = PARTS["Data"](batch_size=GLOBAL_BATCH // 2, eval_batch_size=2)
+    data = PARTS["Data"](batch_size=GLOBAL_BATCH, eval_batch_size=2)
     folder.mkdir(exist_ok=True)
     trainer = trainer_for(folder, 2, 1, FitStatus())
     trainer.gradient_clip_val = None  # it would spread the infinity
@@ -177,6 +177,6 @@ def rank_main(rank: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    from two_ranks import start
+    from launch import start
 
     start(rank_main)

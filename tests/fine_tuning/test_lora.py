@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.denoisers.loading import PretrainedDenoiser
+from constrained_diffusion.denoisers.merging import merge_adapters
 from constrained_diffusion.diffusion.variance_preserving import VariancePreserving
-from constrained_diffusion.fine_tuning.lora import adapters_off, add_adapters, fingerprint, merge_adapters
+from constrained_diffusion.fine_tuning.lora import adapters_off, add_adapters, fingerprint
 from constrained_diffusion.fine_tuning.loss import PenaltyLoss
 from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
 from constrained_diffusion.fine_tuning.networks import Networks

@@ -11,7 +11,7 @@ from torch import distributed
 
 from constrained_diffusion.datamodules import GeneratedDataModule
 from constrained_diffusion.runtime.conditions import Labels
-from constrained_diffusion.runtime.data import Shard, TensorRows
+from constrained_diffusion.runtime.data import Listed, Shard, TensorRows
 
 
 def test_bytes_become_zero_to_one() -> None:
@@ -68,10 +68,12 @@ def test_every_row_lies_on_exactly_one_rank(monkeypatch: pytest.MonkeyPatch, siz
     for rank in range(world):
         monkeypatch.setattr(distributed, "get_rank", lambda rank=rank: rank)
         shards.append(Shard(size))
-    rows = [list(shard) for shard in shards]
+    asked = [list(shard) for shard in shards]
+    assert all(asked) or not size  # no rank without a batch
+    assert [len(shard) for shard in shards] == [len(piece) for piece in asked]
+    rows = [Listed(range(size)).__getitems__(piece) for piece in asked]
     assert sorted(chain(*rows)) == list(range(size))
     assert all(piece == sorted(piece) for piece in rows)
-    assert [len(shard) for shard in shards] == [len(piece) for piece in rows]
 
 
 def test_training_batches_fit_and_cover_the_data(tiny_data: Any) -> None:

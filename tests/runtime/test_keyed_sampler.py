@@ -26,7 +26,7 @@ def batches(sampler: KeyedSampler, count: int) -> list[list[int]]:
     found: list[list[int]] = []
     while len(found) < count:
         stream = iter(sampler)
-        while len(found) < count and (batch := list(islice(stream, sampler.batch_size))):
+        while len(found) < count and (batch := list(islice(stream, sampler.share))):
             found.append(batch)
     return found
 
@@ -58,7 +58,7 @@ def test_the_seed_decides() -> None:
 @pytest.mark.parametrize(("size", "world"), [(48, 2), (50, 2), (53, 4)])
 def test_the_ranks_pieces_are_one_ranks_batch(monkeypatch: pytest.MonkeyPatch, size: int, world: int) -> None:
     one = batches(make(size, 3 * world, monkeypatch), 20)
-    pieces = [batches(make(size, 3, monkeypatch, rank, world), 20) for rank in range(world)]
+    pieces = [batches(make(size, 3 * world, monkeypatch, rank, world), 20) for rank in range(world)]
     for position, batch in enumerate(one):
         assert list(chain(*(piece[position] for piece in pieces))) == batch
 
@@ -118,7 +118,22 @@ def test_through_a_data_loader() -> None:
     assert drawn == expected
 
 
+@pytest.mark.parametrize("world", [1, 2, 4, 8])
+def test_any_number_of_ranks_makes_the_same_steps(monkeypatch: pytest.MonkeyPatch, world: int) -> None:
+    samplers = [make(50, 16, monkeypatch, rank, world) for rank in range(world)]
+    assert {(s.batches, s.batch_size, s.share, len(s)) for s in samplers} == {(3, 16, 16 // world, 48 // world)}
+
+
+@pytest.mark.parametrize(("batch_size", "world", "instead"), [(16, 3, 15), (2, 4, 4)])
+def test_ranks_that_cannot_share_a_batch_evenly_are_refused(
+    monkeypatch: pytest.MonkeyPatch, batch_size: int, world: int, instead: int
+) -> None:
+    said = rf"expected a multiple of {world} for {world} ranks, got {batch_size}; take {instead}, or another number"
+    with pytest.raises(ValueError, match=said):
+        make(64, batch_size, monkeypatch, world=world)
+
+
 @pytest.mark.parametrize("world", [1, 2])
 def test_too_little_data_is_refused(monkeypatch: pytest.MonkeyPatch, world: int) -> None:
-    with pytest.raises(ValueError, match=rf"3 items, fewer than one batch of 4 on {world} rank"):
+    with pytest.raises(ValueError, match="3 items, fewer than one batch of 4;"):
         make(3, 4, monkeypatch, world=world)

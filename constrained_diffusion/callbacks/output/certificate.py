@@ -36,14 +36,6 @@ class Certificate(Callback):
         self.certificate: dict[str, Any] = {}
         self._rows: list[Row] = []
 
-    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        count = getattr(trainer.datamodule, "predict_samples", trainer.world_size)  # type: ignore[attr-defined]
-        if stage == "predict" and _rejects(pl_module) and count < trainer.world_size:
-            raise ValueError(
-                f"rejection expects at least one sample per rank, got predict_samples={count} for "
-                f"{trainer.world_size} ranks; ask for more samples, or start fewer ranks."
-            )
-
     def on_predict_start(self, trainer: Trainer, pl_module: Any) -> None:
         self.certificate, self._rows = {}, []
         if _rejects(pl_module) and pl_module.evaluation is not None:

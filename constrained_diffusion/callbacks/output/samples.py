@@ -61,9 +61,9 @@ class SampleWriter(Callback):
             rename_existing(folder)
         trainer.strategy.barrier("samples put aside")
         folder.mkdir(parents=True, exist_ok=True)
-        if not self._samples:  # fewer seeds than ranks
-            return
         samples, seeds = torch.cat(self._samples), torch.cat(self._seeds)
+        if not len(seeds):  # fewer seeds than ranks
+            return
         save_file({"samples": samples, "seeds": seeds}, folder / f"samples-rank{trainer.global_rank}.safetensors")
         for sample, seed in zip(samples, seeds.tolist(), strict=True):
             if (picture := pictures(pl_module, sample[None].to(pl_module.device))) is not None:

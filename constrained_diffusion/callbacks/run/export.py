@@ -39,4 +39,4 @@ class Export(Callback):
             beside = getattr(getattr(trainer, "datamodule", None), "export", None)
             if beside is not None:
                 beside(folder)
-            rank_zero_info(f"the weights lie in {folder}")
+            rank_zero_info(f"the weights are in {folder}")

@@ -65,7 +65,10 @@ def autoencoder(target: Path, export: Path, data: DataMaker) -> cards.Card:
         command="lightning fit --config pretrain/mnist_autoencoder.yaml",
         training=json.loads((export / "training.json").read_text()),
         figures=figures,
-        notes=["These factors were measured at the last validation; a new fit measures them on its last weights."],
+        notes=[
+            "Its shift and scaling factor were measured at the last validation; a new fit takes its last weights for "
+            "that."
+        ],
     )
 
 

@@ -72,8 +72,7 @@ def planner(target: Path, export: Path, make_data: DataMaker, count: int = COUNT
         data="1,000,000 steps of gymnasium-robotics' PointMaze_Medium-v3, driven by the waypoint controller along "
         "shortest routes; recorded by the same command",
         data_licence="none needed: simulated here",
-        command="lightning fit --config pretrain/maze2d.yaml --trainer.devices 2 --trainer.accelerator cpu "
-        "--data.init_args.batch_size 32",
+        command="lightning fit --config pretrain/maze2d.yaml --trainer.devices 2 --trainer.accelerator cpu",
         training=training,
         figures={
             "parameters": sum(p.numel() for p in model.parameters()),

@@ -1,4 +1,4 @@
-"""Starts the programs of this folder on two gloo ranks; these import it when they are run, so it lies beside them."""
+"""Starts the programs of this folder on gloo ranks; these import it when they are run, so it is beside them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch
 import torch.multiprocessing
 
 
-def start(rank_main: Callable[[int, Path], None]) -> None:
-    """Call `rank_main(rank, folder)` in two processes, as a launcher would start them; the folder is argv's."""
+def start(rank_main: Callable[[int, Path], None], ranks: int = 2) -> None:
+    """Call `rank_main(rank, folder)` in so many processes, as a launcher would start them; the folder is argv's."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     with socket.socket() as listener:
@@ -22,11 +22,11 @@ def start(rank_main: Callable[[int, Path], None]) -> None:
         free = listener.getsockname()[1]
     # forked rather than spawned, which would import torch twice more; no thread has been started here
     torch.multiprocessing.start_processes(  # type: ignore[attr-defined, no-untyped-call]
-        _be, (rank_main, Path(sys.argv[1]), free), nprocs=2, start_method="fork"
+        _be, (rank_main, Path(sys.argv[1]), free, ranks), nprocs=ranks, start_method="fork"
     )
 
 
-def _be(rank: int, rank_main: Callable[[int, Path], None], folder: Path, port: int) -> None:
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": rank}
+def _be(rank: int, rank_main: Callable[[int, Path], None], folder: Path, port: int, ranks: int) -> None:
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": 0, "WORLD_SIZE": ranks, "LOCAL_RANK": rank}
     os.environ.update({name: str(value) for name, value in place.items()})
     rank_main(rank, folder)
