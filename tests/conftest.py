@@ -107,6 +107,7 @@ trainer:
   callbacks:
     - class_path: PenaltyScheduler
       init_args: {initial: 0.05, growth_factor: 1.2, every_n_steps: 2, stop_below: 0.0}
+  log_every_n_steps: 1
 model:
   class_path: ConstrainedDiffusion
   init_args:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from constrained_diffusion.cli import runs
 from constrained_diffusion.runtime import untrusted
+from constrained_diffusion.runtime.prompt_file import rows_of
 
 COMMANDS = ("fit", "validate", "test", "predict")
 CONFIG = ("--config", "-c")
@@ -135,3 +136,12 @@ def _mappings(content: Any, place: str) -> Iterator[tuple[str, dict[Any, Any]]]:
     items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
     for key, value in items:
         yield from _mappings(value, f"{place}.{key}" if place and isinstance(content, dict) else place or str(key))
+
+
+def check_prompt_files(data: Any) -> None:
+    """Raise what is wrong with a file of prompts that `data`, the config of a data module, names, before work."""
+    settings = (data or {}).get("init_args") or {}
+    for chosen in (data, settings.get("conditions")):
+        if chosen and chosen.class_path.rpartition(".")[2] in ("Prompts", "PromptsDataModule"):
+            own = chosen.get("init_args") or {}
+            rows_of(own.get("prompts"), own.get("prompt_file"), [0])

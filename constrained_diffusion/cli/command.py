@@ -60,7 +60,7 @@ TRAINER_DEFAULTS = {
     "enable_model_summary": False,
     "num_sanity_val_steps": 0,
     "use_distributed_sampler": False,  # the data modules shard by themselves
-    "log_every_n_steps": 1,
+    "log_every_n_steps": 10,
 }
 NOISE = (  # what Lightning says about things that are meant to be so
     "Experiment logs directory .* exists and is not empty",
@@ -112,6 +112,7 @@ class ConstrainedCLI(LightningCLI):
         if config.get("weights_only") is False:
             raise ValueError("with weights_only: false a checkpoint may execute anything; leave it out.")
         self.config_text = self._parser(self.subcommand).dump(config, skip_unset=False)
+        arguments.check_prompt_files(config.get("data"))
         config.weights_only = True  # also against the environment's TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD
         root = Path(trainer.default_root_dir or os.environ.get("CONSTRAINED_DIFFUSION_RUNS", "runs"))
         given = config.ckpt_path

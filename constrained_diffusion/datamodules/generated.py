@@ -19,7 +19,7 @@ from constrained_diffusion.denoisers.export import weights_sha256
 from constrained_diffusion.diffusion.sampler import Sampler
 from constrained_diffusion.guides.base import Guide
 from constrained_diffusion.objectives import Constraint
-from constrained_diffusion.runtime import untrusted
+from constrained_diffusion.runtime import assets, untrusted
 from constrained_diffusion.runtime.data import DiffusionDataModule, TensorRows
 from constrained_diffusion.runtime.randomness import mix
 from constrained_diffusion.runtime.ranks import gather_from_ranks
@@ -38,6 +38,8 @@ MOST_DRAWN = 10**7  #: samples of a set: as digits, 31 GB
 
 class GeneratedDataModule(DiffusionDataModule):
     """Samples of the model that is being fine-tuned, drawn once before the fit, by all ranks together, and cached.
+
+    Samples that are stored beside the model's weights are taken as they are, where they are what would be drawn.
 
     The cache's key holds the weights' hash, the noise schedule and units, the sampler, the seeds, the precision and the
     count, and what each sample is asked for, so that another model or setting never meets old samples. The module of
@@ -63,7 +65,7 @@ class GeneratedDataModule(DiffusionDataModule):
         kwargs: see `DiffusionDataModule`.
 
     Raises:
-        ValueError: fewer than one sample is asked for, or more than `MOST_DRAWN`.
+        ValueError: fewer than one sample is asked for, or more than `MOST_DRAWN`, or two settings do not go together.
     """
 
     def __init__(
@@ -89,6 +91,11 @@ class GeneratedDataModule(DiffusionDataModule):
             raise ValueError(
                 f"GeneratedDataModule keeps its samples in memory, at most {MOST_DRAWN:,}, but samples + held_out is "
                 f"{samples + held_out:,}; draw fewer: a fit needs a few thousand."
+            )
+        if stand_ins and (only_feasible or filters):
+            raise ValueError(
+                "stand_ins keeps every sample and adds to them, but only_feasible and filters take samples out: choose "
+                "one of the two."
             )
         self.samples, self.held_out, self.sampler_settings, self.guide = samples, held_out, sampler, guide
         self.only_feasible, self.first_seed, self.stand_ins = only_feasible, first_seed, stand_ins
@@ -137,28 +144,15 @@ class GeneratedDataModule(DiffusionDataModule):
     def setup(self, stage: str) -> None:
         if stage not in ("fit", "validate") or self._data is not None:
             return
-        module, trainer = self._module, self.trainer
+        module = self._module
         module.evaluator.check(stage, self.sample_shape, self.condition([0, 1]))  # the module is set up after the data
         for constraint in self.filters:
             constraint.check_data(self.sample_shape)
         if self.guide is not None:
             self.guide.bind(list(module.steering.constraints))
             self.guide.check_data(self.sample_shape)
-        path = self.cache_file()
-        assert trainer is not None
-        # One rank decides for all: another run may write the file between two ranks' looks at it.
-        if not trainer.strategy.broadcast(path.is_file()):
-            drawn = self._draw()
-            if trainer.is_global_zero:
-                _write(path, drawn)
-        trainer.strategy.barrier("generated samples")
-        drawn = untrusted.read_tensors(path, "drawn")[0]["drawn"]
-        if drawn.shape != (expected := (self.samples + self.held_out, *module.denoiser.sample_shape)):
-            raise ValueError(
-                f"the cache '{path}' should hold samples of shape {expected}, but holds {tuple(drawn.shape)}; delete "
-                "it, so that they are drawn again."
-            )
-        rows = self._rows(drawn)
+        stored = self._stored()
+        rows = self._cached() if stored is None else stored
         train, held_out = range(self.samples), range(self.samples, self.samples + self.held_out)
         kept = torch.tensor([*train])
         feasible = self._feasible(rows.clean[kept]) if self.only_feasible or self.stand_ins else None
@@ -173,6 +167,38 @@ class GeneratedDataModule(DiffusionDataModule):
         for constraint in self.filters:
             kept = kept[constraint.holds(rows.clean[kept])]
         self._data = chosen(rows, kept), chosen(rows, held_out)
+
+    def _stored(self) -> TensorRows | None:
+        """Return the samples that are stored beside the model's weights, if these are what would be drawn."""
+        module, trainer = self._module, self.trainer
+        assert trainer is not None
+        folder = getattr(module.denoiser, "folder", None)
+        steered = self.guide is not None or getattr(module, "guide", None) is not None
+        if folder is None or steered or self.conditions is not None or module.evaluator.recompute:
+            return None
+        drawn = asdict(self.sampler_settings.of(module.denoiser.noise_schedule))
+        settings = {"sampler": drawn, "precision": str(trainer.precision), "first_seed": self.first_seed}
+        stored = assets.stored_samples(folder, settings, "training")
+        count = self.samples + self.held_out
+        return None if stored is None or len(stored) < count else TensorRows(stored[:count])
+
+    def _cached(self) -> TensorRows:
+        """Return the samples from the cache, where they are put first if need be."""
+        module, trainer, path = self._module, self.trainer, self.cache_file()
+        assert trainer is not None
+        # One rank decides for all: another run may write the file between two ranks' looks at it.
+        if not trainer.strategy.broadcast(path.is_file()):
+            drawn = self._draw()
+            if trainer.is_global_zero:
+                _write(path, drawn)
+        trainer.strategy.barrier("generated samples")
+        drawn = untrusted.read_tensors(path, "drawn")[0]["drawn"]
+        if drawn.shape != (expected := (self.samples + self.held_out, *module.denoiser.sample_shape)):
+            raise ValueError(
+                f"the cache '{path}' should hold samples of shape {expected}, but holds {tuple(drawn.shape)}; delete "
+                "it, so that they are drawn again."
+            )
+        return self._rows(drawn)
 
     def _rows(self, drawn: Tensor) -> TensorRows:
         """Return the samples `drawn`, in the network's space, in the data's units, and what they were asked for."""

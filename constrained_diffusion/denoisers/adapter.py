@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from constrained_diffusion.condition import Condition, arguments, join
 from constrained_diffusion.denoisers.calls import call_of, classes_of, names_of
-from constrained_diffusion.denoisers.shapes import shape_from_config
+from constrained_diffusion.denoisers.shapes import check_sides, shape_from_config
 from constrained_diffusion.diffusion.codec import Codec
 from constrained_diffusion.diffusion.noise_schedule import NoiseSchedule
 from constrained_diffusion.diffusion.normalizer import Normalizer
@@ -33,8 +34,8 @@ class Denoiser(nn.Module):
             `{class_labels: 10}`; needed for guidance.
 
     Raises:
-        ValueError: the sample shape is neither given nor in the network's config, or there is guidance without a null
-            condition, or the scale is negative.
+        ValueError: the sample shape is neither given nor in the network's config, or does not fit its patches, or there
+            is guidance without a null condition, or the scale is negative.
     """
 
     pipeline_class: str | None = None  #: of diffusers, where the network is a pipeline's; it says how LoRA is stored
@@ -58,6 +59,7 @@ class Denoiser(nn.Module):
         self.noise_schedule = noise_schedule
         self.codec: Codec = codec or Normalizer(mean=0.5, std=0.5, low=0.0, high=1.0)
         self.sample_shape = tuple(sample_shape or shape_from_config(network))
+        check_sides(network, self.sample_shape)
         self.guidance_scale = guidance_scale
         self.null_condition = {name: torch.as_tensor(row) for name, row in (null_condition or {}).items()}
         self.check_guidance()
@@ -73,8 +75,9 @@ class Denoiser(nn.Module):
 
     def check_guidance(self) -> None:
         """Raise ValueError where the guidance scale is out of range, or there is nothing to guide away from."""
-        if not self.guidance_scale >= 0:
-            raise ValueError(f"guidance_scale must be at least 0, got {self.guidance_scale}.")
+        if not 0 <= self.guidance_scale < math.inf:
+            limit = "finite" if self.guidance_scale == math.inf else "at least 0"
+            raise ValueError(f"guidance_scale must be {limit}, got {self.guidance_scale}.")
         if self.guidance_scale != 1 and not self.null_condition and not self.has_prompts:
             raise ValueError(
                 f"guidance_scale is {self.guidance_scale}, but the model says nothing of an empty condition: give "
@@ -97,6 +100,11 @@ class Denoiser(nn.Module):
         Raises:
             TypeError: the model takes no prompts.
         """
+        if "class_labels" in names_of(self.network).needed:
+            raise TypeError(
+                f"this {type(self.network).__name__} takes no prompts but class_labels: expected labels; set the data "
+                "module's `conditions` to Labels, or choose a text-to-image model."
+            )
         raise TypeError(
             f"{type(self).__name__} takes no prompts: expected a text-to-image pipeline with its text encoders, as "
             "PretrainedDenoiser reads it."
@@ -207,18 +215,19 @@ class Denoiser(nn.Module):
 
     def check_condition(self, condition: Condition | None) -> None:
         """Raise ValueError where `condition` lacks what the network or guidance needs, or has what it does not know."""
-        needed, known = names_of(self.network)
+        names = names_of(self.network)
+        needed, known = names
         given = {name.partition(".")[0] for name in condition or {}}
         name = type(self.network).__name__
         if missing := sorted(needed - given):
             raise ValueError(
                 f"{name} needs {', '.join(missing)}, which nobody gives: expected a data module whose batches and "
-                "seeds have it as their condition; set its `conditions`, for example to Labels or Prompts."
+                f"seeds have it as their condition; set its `conditions` {names.hint}."
             )
         if known is not None and (unknown := sorted(given - {*known})):
             raise ValueError(
-                f"the data module gives the condition {', '.join(unknown)}, which {name} does not take: expected some "
-                f"of {', '.join(known) or 'none'}; leave it out, or choose a conditional model."
+                f"the data module gives the condition {', '.join(unknown)}, which {name} does not take: expected "
+                f"{'some of ' * bool(known)}{', '.join(known) or 'none'}; leave it out, or choose a conditional model."
             )
         null = set(self.null(1, torch.device("cpu"))) if self.guidance_scale != 1 and condition else set()
         if null and (differ := sorted(null ^ set(condition or {}))):

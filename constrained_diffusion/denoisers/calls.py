@@ -12,10 +12,11 @@ from constrained_diffusion.denoisers import packed
 
 Call = Callable[..., Any]
 
+_TEXT, _CLASSES = "encoder_hidden_states", ("num_class_embeds", "class_embed_type")
 _TOLD = {  # what transformers of diffusers need, though their signatures have None for it
-    "SD3Transformer2DModel": {"encoder_hidden_states", "pooled_projections"},
-    "FluxTransformer2DModel": {"encoder_hidden_states", "pooled_projections"},
-    "PixArtTransformer2DModel": {"encoder_hidden_states"},
+    "SD3Transformer2DModel": {_TEXT, "pooled_projections"},
+    "FluxTransformer2DModel": {_TEXT, "pooled_projections"},
+    "PixArtTransformer2DModel": {_TEXT},
     "DiTTransformer2DModel": {"class_labels"},
 }
 
@@ -25,6 +26,11 @@ class Names(NamedTuple):
 
     needed: set[str]
     known: list[str] | None  #: None where it takes whatever it is given
+
+    @property
+    def hint(self) -> str:
+        """What a data module's `conditions` are set to, for a network that needs these names."""
+        return "to Labels" if "class_labels" in self.needed else "to Prompts" if _TEXT in self.needed else "accordingly"
 
 
 def call_of(network: nn.Module) -> Call:
@@ -60,8 +66,11 @@ def names_of(network: nn.Module) -> Names:
     named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     config: Any = getattr(network, "config", None) or {}
     needed = {p.name for p in named if p.default is p.empty} | _TOLD.get(type(network).__name__, set())
-    if config.get("num_class_embeds") or config.get("class_embed_type"):
+    known = [p.name for p in named if p.name != "return_dict"]
+    if any(config.get(key) for key in _CLASSES):
         needed.add("class_labels")
+    elif any(key in config for key in _CLASSES):  # a UNet that was made without classes, whatever its signature says
+        known = [name for name in known if name != "class_labels"]
     if packed.is_packed(network) and config.get("guidance_embeds"):
         needed.add("guidance")
-    return Names(needed, [p.name for p in named] if len(named) == len(parameters) else None)
+    return Names(needed, known if len(named) == len(parameters) else None)

@@ -154,6 +154,6 @@ def network_class(name: str, source: object) -> Any:
             return cls
     raise ValueError(
         f"{source} names the class '{name}', which is no noise predictor of diffusers and no registered one: expected "
-        f"one like UNet2DModel, or {' or '.join(sorted(stored_networks.NETWORKS))}; register a class of your own with "
-        "runtime.stored_networks.storable before, or use Denoiser(network=..., noise_schedule=...)."
+        "one like UNet2DModel; register a class of your own with runtime.stored_networks.storable before, or use "
+        "Denoiser(network=..., noise_schedule=...)."
     )

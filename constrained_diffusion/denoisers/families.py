@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any, NamedTuple
 
+from constrained_diffusion.runtime.stored_networks import find_network
+
 _TEXT, _POOLED = "encoder_hidden_states", "pooled_projections"
 _MASK, _ADDED = "encoder_attention_mask", "added_cond_kwargs.text_embeds"
 _TOKENIZER = re.compile(r"(CLIP|T5|Gemma)Tokenizer(Fast)?")
@@ -64,6 +66,9 @@ FAMILIES = (
     ),
 )
 
+# Networks of pipelines without prompts.
+_PROMPTLESS = ("UNet1DModel", "UNet2DModel", "DiTTransformer2DModel")
+
 
 def family_of(source: str, index: dict[str, Any], network: str) -> Family | None:
     """Return the family of a pipeline, None for one that takes no prompts; of its files only the index is read.
@@ -76,16 +81,31 @@ def family_of(source: str, index: dict[str, Any], network: str) -> Family | None
     Raises:
         ValueError: its text encoders are missing, or are not those of its family, or it is of no known one.
     """
+    kind, like = index.get("_class_name"), ", ".join(name for family in FAMILIES for name in family.pipelines)
     listed = {name: part for name, part in index.items() if isinstance(part, list) and len(part) == 2 and part[1]}
     encoders = {name: str(part[1]) for name, part in listed.items() if name.startswith("text_encoder")}
     candidates = [family for family in FAMILIES if family.network == network]
+    if not candidates and encoders:
+        raise ValueError(
+            f"'{source}' is a {kind}, whose text encoders are not supported: expected a pipeline like {like}."
+        )
     if not candidates:
-        if encoders:
+        if network not in _PROMPTLESS and find_network(network) is None:
             raise ValueError(
-                f"'{source}' is a {index.get('_class_name')}, whose text encoders are not supported: expected a "
-                f"pipeline like {', '.join(name for family in FAMILIES for name in family.pipelines)}."
+                f"'{source}' is a {kind} around a {network[:80]}, which is not supported: expected a pipeline like "
+                f"{like}, or one without prompts around a {' or '.join(_PROMPTLESS)}; choose another model."
             )
         return None
+    if encoders.keys() == {"text_encoder_2"} and network == "UNet2DConditionModel":
+        raise ValueError(
+            f"'{source}' is SDXL's refiner, which goes on with what the base model drew and is not supported: expected "
+            "the base model; give that."
+        )
+    if not encoders and not any(kind in family.pipelines for family in candidates):
+        raise ValueError(
+            f"'{source}' is a {kind} without text encoders, which is not supported: expected a pipeline like {like}; "
+            "choose another model."
+        )
     family = next((one for one in candidates if encoders.keys() == one.encoders.keys()), candidates[0])
     for name, classes in family.encoders.items():
         if name not in encoders and name not in family.optional:

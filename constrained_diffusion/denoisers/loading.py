@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.denoisers.autoencoder import Autoencoder
+from constrained_diffusion.denoisers.calls import names_of
 from constrained_diffusion.denoisers.config import Parts
 from constrained_diffusion.denoisers.hub import download
 from constrained_diffusion.denoisers.lora_files import ON_TOP_OF, load_lora
@@ -107,7 +108,7 @@ class PretrainedDenoiser(Denoiser):
         replaced = any(part is not None for part in (codec, noise_schedule, sample_shape, adapters))
         self.folder: Path | None = path if path.is_dir() and not replaced else None
         if check:
-            check_reading(self, self.null(2, self._device) or None, range(2))
+            self._check_reading()
 
     def _listen(self, found: Parts, scale: float, negative_prompt: str) -> None:
         """Take the text encoders, and guidance, or its scale as a condition where it was distilled."""
@@ -137,6 +138,18 @@ class PretrainedDenoiser(Denoiser):
         self._settings = (scale, negative_prompt)
         if is_told_guidance(self.network):
             self.guidance_scale = 1.0
+
+    def _check_reading(self) -> None:
+        """See `check_reading`; its samples are asked for nothing."""
+        null = self.null(2, self._device)
+        if missing := sorted(names_of(self.network).needed - {name.partition(".")[0] for name in null}):
+            example = "{class_labels: 10}" if missing == ["class_labels"] else "one for each of them"
+            raise ValueError(
+                f"check=True draws samples, for which {type(self.network).__name__} needs {', '.join(missing)}: "
+                f"expected a null_condition, such as {example}; give it, or leave check out, since every fit checks by "
+                "itself."
+            )
+        check_reading(self, null or None, range(2))
 
     def check_guidance(self) -> None:
         """Raise ValueError where the guidance scale is out of range, or the model cannot be guided."""

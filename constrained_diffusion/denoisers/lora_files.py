@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from constrained_diffusion.runtime import untrusted
 LORA_NAME = "pytorch_lora_weights.safetensors"  #: diffusers' own name of a file of adapters
 ON_TOP_OF = "on_top_of"  #: in the JSON file beside adapters of ours: the earlier ones that they were trained on
 _COMPONENTS = ("unet", "transformer")  #: the parts of a pipeline that a denoiser's network may be
+_OTHERS = ("lora_unet_", "lora_te", "lora_transformer_", "diffusion_model.")  #: kohya's, and those of the original code
 _PART = re.compile(r"(?P<module>.+)\.lora_(?P<matrix>[AB])\.weight")
 
 
@@ -71,7 +72,18 @@ def load_lora(network: Any, source: str | Path) -> None:
     """
     path = Path(source).expanduser()
     path = path / LORA_NAME if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"there are no adapters '{path}': expected a file that a pipeline's save_lora_weights wrote, or the folder "
+            f"with it ({LORA_NAME}); mend `adapters`."
+        )
     tensors, _ = untrusted.read_tensors(path)
+    if other := next((name for name in tensors if name.startswith(_OTHERS)), None):
+        raise ValueError(
+            f"'{path}' holds adapters in another layout ({other[:80]}): expected diffusers' own; convert it once, with "
+            "`pipe.load_lora_weights(file)` and then `pipe.save_lora_weights(folder, ..)` of diffusers, the metadata "
+            "included (they hold alpha), and give that folder."
+        )
     components = {name.partition(".")[0] for name in tensors}
     wrong = sorted(components - set(_COMPONENTS))
     if wrong or len(components) != 1 or not hasattr(network, "load_lora_adapter"):
@@ -91,10 +103,25 @@ def load_lora(network: Any, source: str | Path) -> None:
         raise ValueError(f"the adapters in '{path}' cannot be had ({said[:300]}); make the file again.") from error
 
 
+def are_adapters(names: Collection[str]) -> bool:
+    """Return whether the tensors of a file with these `names` are adapters, of whatever layout, and nothing else."""
+    return bool(names) and all("lora" in name for name in names)
+
+
+def not_weights(source: Path) -> ValueError:
+    """Return the error that `source`, which was given as a model, holds adapters."""
+    return ValueError(
+        f"'{source}' holds LoRA adapters, not whole weights: give the model that they belong to as the source, and "
+        f"this {'folder' if source.is_dir() else 'file'} as `adapters`."
+    )
+
+
 def _check(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
 
-    modules = dict(network.named_modules())
+    modules, pairs = dict(network.named_modules()), dict[str, dict[str, Tensor]]()
+    if foreign := next((name for name in tensors if "lora" not in name), None):
+        raise _broken(path, f"{foreign[:80]} belongs to no adapter")
     for name, tensor in convert_unet_state_dict_to_peft(tensors).items():
         found = _PART.fullmatch(name)
         weight = getattr(modules.get(found["module"]), "weight", None) if found else None
@@ -104,6 +131,21 @@ def _check(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
                 f"the adapters in '{path}' are for another network: {name} does not fit a {type(network).__name__} of "
                 "this size; give the model that they were trained on."
             )
+        if not bool(tensor.isfinite().all()):
+            raise _broken(path, f"{name} is not finite")
+        if found:
+            pairs.setdefault(found["module"], {})[found["matrix"]] = tensor
+    if not pairs:
+        raise _broken(path, "it has none")
+    for name, pair in pairs.items():
+        if len(pair) < 2 or pair["A"].shape[0] != pair["B"].shape[1]:
+            raise _broken(path, f"the two matrices of {name} do not belong together, or one is missing")
+
+
+def _broken(path: Path, why: str) -> ValueError:
+    return ValueError(
+        f"the adapters in '{path}' are broken: expected pairs of finite matrices, but {why}; make it again."
+    )
 
 
 def _component(pipeline_class: str | None) -> str | None:

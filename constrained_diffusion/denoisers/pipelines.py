@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from constrained_diffusion.denoisers.autoencoder import CLASSES as _AUTOENCODERS
 from constrained_diffusion.denoisers.config import network_class
 from constrained_diffusion.denoisers.families import Family, family_of
 from constrained_diffusion.denoisers.strictly import load_strictly, reading
@@ -45,6 +46,8 @@ def open_folder(folder: Path) -> Folder:
         ValueError: it is no folder of diffusers, brings code, or is of a kind that is not supported.
     """
     index = _json(folder / "model_index.json")
+    if not index:
+        _refuse_part(folder, _json(folder / "config.json"))
     inside = next((name for name in COMPONENTS if (folder / name / "config.json").is_file()), None)
     if not index and not (folder / "config.json").is_file() and inside is None:
         raise ValueError(
@@ -67,12 +70,13 @@ def open_folder(folder: Path) -> Folder:
         )
     # Old pipelines on the hub keep their only network in the top folder.
     network = folder / component if component and (folder / component).is_dir() else folder
+    config = _json(network / "config.json")
+    family = family_of(str(folder), index, _class_name(config)) if index and config else None
+    _check_channels(config, network)
     encoder = next((folder / name for name in AUTOENCODERS if (folder / name / "config.json").is_file()), None)
     missing = next((name for name in AUTOENCODERS if name in listed and not (folder / name).is_dir()), None)
     if missing is not None:
         raise ValueError(f"the pipeline in '{folder}' lacks its folder {missing}: expected all parts; fetch it again.")
-    config = _json(network / "config.json")
-    family = family_of(str(folder), index, _class_name(config)) if index else None
     return Folder(folder, index, network, encoder, family)
 
 
@@ -91,6 +95,13 @@ def read_network(folder: Path, variant: str | None = None) -> nn.Module:
 
     config = _json(folder / "config.json")
     cls = network_class(str(config.get("_class_name", config.get("class"))), f"'{folder}/config.json'")
+    fast = is_accelerate_available()
+    loaded: nn.Module = load_strictly(cls, folder, variant, low_cpu_mem_usage=fast)
+    return loaded
+
+
+def _check_channels(config: dict[str, Any], folder: Path) -> None:
+    """Raise ValueError where the network in `folder` returns something else than what it takes."""
     channels = config.get("in_channels"), config.get("out_channels")
     if None not in channels and channels[1] not in (channels[0], 2 * int(channels[0] or 0)):
         raise ValueError(
@@ -98,9 +109,18 @@ def read_network(folder: Path, variant: str | None = None) -> nn.Module:
             "or twice as many where the variance is learnt (inpainting and masks are not supported); wrap it in a "
             "module that returns the noise alone."
         )
-    fast = is_accelerate_available()
-    loaded: nn.Module = load_strictly(cls, folder, variant, low_cpu_mem_usage=fast)
-    return loaded
+
+
+def _refuse_part(folder: Path, config: dict[str, Any]) -> None:
+    """Raise ValueError where `folder`, with this config, is a part of a pipeline beside the network."""
+    inside = folder.name in _json(folder.parent / "model_index.json") and folder.name not in COMPONENTS
+    kind = str(config.get("_class_name") or next(iter(config.get("architectures") or []), ""))
+    if inside or "architectures" in config or kind in _AUTOENCODERS:
+        place = f"'{folder.parent}'" if inside else "the folder above it"
+        raise ValueError(
+            f"'{folder}' is a part of a pipeline{f', its {kind[:80]},' * bool(kind)} but not the network that predicts "
+            f"noise: expected the whole pipeline; give its folder, {place}."
+        )
 
 
 def read_text(folder: Folder, network: nn.Module, variant: str | None = None) -> Any:

@@ -40,10 +40,13 @@ class TextEncoders:
         """Return the condition of B prompts on `device`, each encoded once, on its own, without gradient.
 
         Raises:
-            ValueError: there is no prompt, or a string in place of a list.
+            ValueError: there is no prompt, or something that is none, or a string in place of a list.
         """
-        if isinstance(prompts, str) or not prompts:
-            raise ValueError(f"encode expects a list of at least one prompt, got {prompts!r}; write ['a white duck'].")
+        if isinstance(prompts, str) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+            got = str(prompts) if not isinstance(prompts, str) else repr(prompts)
+            raise ValueError(
+                f"encode expects a list of at least one prompt, each a string, got {got[:80]}; write ['a white duck']."
+            )
         fresh = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._encoded]
         known = dict(self._encoded)
         with self._ready(device, bool(fresh)):

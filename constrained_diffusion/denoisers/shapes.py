@@ -1,4 +1,4 @@
-"""The shape of one sample, from a diffusers network's config."""
+"""The shape of one sample, from a diffusers network's config, and which shapes its patches allow."""
 
 from __future__ import annotations
 
@@ -7,6 +7,14 @@ from typing import Any
 from torch import nn
 
 from constrained_diffusion.denoisers import packed
+
+PATCHED = (  #: networks of diffusers that see their input as patches, without filling up the last ones
+    "DiTTransformer2DModel",
+    "FluxTransformer2DModel",
+    "PixArtTransformer2DModel",
+    "SD3Transformer2DModel",
+    "SanaTransformer2DModel",
+)
 
 
 def shape_from_config(network: nn.Module) -> tuple[int, ...]:
@@ -31,3 +39,23 @@ def shape_from_config(network: nn.Module) -> tuple[int, ...]:
     if not all(type(side) is int and side > 0 for side in shape):
         raise ValueError(f"the network's config gives a sample the shape {shape}: expected integers above 0.")
     return shape
+
+
+def check_sides(network: nn.Module, shape: tuple[int, ...]) -> None:
+    """Raise ValueError where samples of `shape`, `(C, height, width)`, cannot be cut into the patches of `network`."""
+    config: Any = getattr(network, "config", None) or {}
+    name, sides = type(network).__name__, shape[1:]
+    if name not in PATCHED:
+        return
+    patch = 2 if packed.is_packed(network) else int(config.get("patch_size") or 1)
+    if any(side % patch for side in sides):
+        raise ValueError(
+            f"{name} works on patches of {patch} x {patch}: expected a sample_shape whose sides are multiples of "
+            f"{patch}, got {shape}; take {(shape[0], *(max(side // patch, 1) * patch for side in sides))}."
+        )
+    most = patch * int(config.get("pos_embed_max_size") or 0)
+    if most and max(sides, default=0) > most:
+        raise ValueError(
+            f"this {name} knows the places of at most {most} x {most} latents: expected a sample_shape within "
+            f"{(shape[0], most, most)}, got {shape}; take a smaller one."
+        )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from constrained_diffusion.denoisers import single_file
 from constrained_diffusion.denoisers.autoencoder import Autoencoder, read
 from constrained_diffusion.denoisers.config import Parts, parts
-from constrained_diffusion.denoisers.lora_files import LORA_NAME
+from constrained_diffusion.denoisers.lora_files import LORA_NAME, are_adapters, not_weights
 from constrained_diffusion.denoisers.packed import is_packed
 from constrained_diffusion.denoisers.pipelines import open_folder, read_network, read_text
 from constrained_diffusion.denoisers.schedule import is_flow, read_schedule
@@ -48,10 +48,7 @@ def load(
         ValueError: it is something else, truncated, or from another model.
     """
     if (path / LORA_NAME).is_file():
-        raise ValueError(
-            f"'{path}' holds LoRA adapters, not whole weights: give the model that they belong to as the source, and "
-            "this folder as `adapters`."
-        )
+        raise not_weights(path)
     beside = Path(config).expanduser() if config else path.with_suffix("")
     if path.is_dir() and (path / WEIGHTS_NAME).is_file() and (path / CONFIG_NAME).is_file():
         return _from_safetensors(path / WEIGHTS_NAME, network, noise_schedule, prefix)
@@ -179,6 +176,8 @@ def _from_safetensors(
         weights, metadata = untrusted.read_tensors(path)
     except ValueError as error:
         raise foreign(path, error) from error
+    if are_adapters(weights):
+        raise not_weights(path)
     twins = (path.with_suffix(".json"), path.parent / CONFIG_NAME)
     own = untrusted.parse_json(metadata.get(METADATA_KEY, "null"), path)
     config = own or next((_json(twin) for twin in twins if twin.is_file()), {})

@@ -60,9 +60,17 @@ def check_variant(folder: Path, variant: str | None) -> None:
 
 
 def foreign(source: Path, detail: object) -> ValueError:
-    """Return the error that the weights in `source` are not what its config says."""
+    """Return the error that the weights in `source` are not what its config says, or lie among other objects."""
+    if isinstance(detail, untrusted.HoldsObjectsError):
+        return ValueError(
+            f"'{source}' holds {detail.found} besides its tensors, and is not read, because such objects can execute "
+            "code: expected tensors and plain types alone; save the weights by themselves, "
+            "torch.save(module.state_dict(), 'weights.pt'), and give that file, with `network`, `noise_schedule` and, "
+            "for names that begin with one, `prefix`."
+        )
     said = f"{type(detail).__name__}: {detail}" if isinstance(detail, Exception) else str(detail)
+    said = said.splitlines()[0][:300].rstrip(". ")
     return ValueError(
-        f"the weights in '{source}' are truncated or from another model: {said.splitlines()[0][:300]}; give the whole "
-        "file, with the network that it was made by."
+        f"the weights in '{source}' are truncated or from another model: {said}; give the whole file, with the network "
+        "that it was made by."
     )

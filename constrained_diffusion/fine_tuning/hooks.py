@@ -16,6 +16,7 @@ from torch import Tensor
 from constrained_diffusion.batch import Seeds
 from constrained_diffusion.condition import Condition, take
 from constrained_diffusion.denoisers.adapter import Denoiser
+from constrained_diffusion.denoisers.calls import names_of
 from constrained_diffusion.denoisers.reading import check_ends, check_reading
 from constrained_diffusion.diffusion.normalizer import MeasuredNormalizer, Normalizer
 from constrained_diffusion.diffusion.rejection import Rejection, RejectionResult, check_rejection, rejection_sample
@@ -25,7 +26,7 @@ from constrained_diffusion.fine_tuning.loss import PenaltyLoss
 from constrained_diffusion.fine_tuning.networks import Networks
 from constrained_diffusion.fine_tuning.noising import PerToken
 from constrained_diffusion.runtime.conditions import Conditions, asked
-from constrained_diffusion.runtime.data import TensorRows
+from constrained_diffusion.runtime.data import DiffusionDataModule, TensorRows
 from constrained_diffusion.runtime.fully_sharded import FullySharded
 
 SMALL = 10_000  #: numbers of a sample, of which eight fit on every device
@@ -66,6 +67,21 @@ def set_up(evaluator: Evaluator, data: Any, stage: str, condition_dropout: float
     measure_units(denoiser, data, stage)
     shape = getattr(data, "sample_shape", denoiser.data_shape)
     evaluator.check(stage, shape, checked_condition(data, condition_dropout, denoiser))
+    if stage == "fit":
+        check_rows(denoiser, data)
+
+
+def check_rows(denoiser: Denoiser, data: Any) -> None:
+    """Raise ValueError where the training rows of `data` lack a condition that the network needs."""
+    if not isinstance(data, DiffusionDataModule):
+        return
+    given = {name.partition(".")[0] for name in data.data[0].condition or {}}
+    if missing := sorted(names_of(denoiser.network).needed - given):
+        raise ValueError(
+            f"{type(denoiser.network).__name__} needs {', '.join(missing)}, which the training rows of "
+            f"{type(data).__name__} lack (`conditions` are of samples alone): expected rows that say what they show; "
+            "choose GeneratedDataModule, or write a data module whose `build` gives TensorRows a condition."
+        )
 
 
 def measure_units(denoiser: Denoiser, data: Any, stage: str) -> None:

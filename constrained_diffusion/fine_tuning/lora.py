@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -40,13 +42,34 @@ def add_adapters(network: nn.Module, settings: dict[str, Any]) -> None:
             f"init_lora_weights is {start!r}, which changes the weights beside the adapters, but the model without "
             f"them must stay as it was given: choose one of {', '.join(map(repr, STARTS))}."
         )
-    inject_adapter_in_model(LoraConfig(**settings), network)
+    config = LoraConfig(**settings)
+    _check_targets(network, config.target_modules)
+    inject_adapter_in_model(config, network)
     adapters = adapter_names(network)
     beside = [name for name, p in network.named_parameters() if p.requires_grad and name not in adapters]
     if beside:
         raise ValueError(
             f"the LoRA settings also train {beside[0]}, which switching adapters off would not undo: leave `bias` and "
             "`modules_to_save` out, or train all weights (no `lora`)."
+        )
+
+
+def _check_targets(network: nn.Module, targets: Any) -> None:
+    """Raise ValueError where `targets`, a pattern or ends of names, match no module of `network`."""
+    if not targets or targets == "all-linear":
+        return
+    names = [name for name, _ in network.named_modules() if name]
+    if isinstance(targets, str):
+        found = any(re.fullmatch(targets, name) for name in names)
+    else:
+        found = any(name == target or name.endswith(f".{target}") for name in names for target in targets)
+    if not found:
+        layers = [name.rpartition(".")[2] for name, part in network.named_modules() if isinstance(part, nn.Linear)]
+        common = [name for name, _ in Counter(name for name in layers if not name.isdigit()).most_common(5)]
+        asked = targets if isinstance(targets, str) else ", ".join(sorted(targets))
+        raise ValueError(
+            f"LoRA's target_modules ({asked[:80]}) match nothing in a {type(network).__name__}: expected names of its "
+            f"layers, or ends of them; choose some, such as {', '.join(common) or 'those of linear layers'}."
         )
 
 

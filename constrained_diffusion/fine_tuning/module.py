@@ -23,6 +23,7 @@ from constrained_diffusion.fine_tuning.loss import MinSNR, PenaltyLoss
 from constrained_diffusion.fine_tuning.networks import Networks, Weights
 from constrained_diffusion.fine_tuning.noising import LogitNormal, PerToken
 from constrained_diffusion.fine_tuning.steering import Steering
+from constrained_diffusion.fine_tuning.step_log import StepLog
 from constrained_diffusion.fine_tuning.trained import TrainedModule
 from constrained_diffusion.guides.base import Guide
 from constrained_diffusion.objectives import Constraint
@@ -94,6 +95,7 @@ class ConstrainedDiffusion(TrainedModule):
         self.evaluation, self.guide = self.evaluator.evaluation, guide  # here, so that Lightning moves them
         self.noising = noise_levels, guide, timestep_density, condition_dropout  # as `draw_training` takes them
         self.guided_penalty, self.condition_dropout = guided_penalty and bool(given), condition_dropout
+        self.step_log = StepLog()
         self.max_violation_rate, self.rejection, self.merge_lora = max_violation_rate, rejection, merge_lora
         self.strict_loading = False  # a checkpoint leaves judges and classifiers out; `check_state` checks the rest
 
@@ -129,6 +131,7 @@ class ConstrainedDiffusion(TrainedModule):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
+        self.step_log.start(self.trainer.global_step)
         hooks.prepare(self.networks, self.loss, getattr(self.trainer, "datamodule", None))
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
@@ -140,8 +143,11 @@ class ConstrainedDiffusion(TrainedModule):
         frozen = self.networks.predict_frozen(step) if self.loss.needs_frozen else None
         prediction, judged = self.networks.predict_judged(step, self.guided_penalty)
         result = self.loss(step, prediction, frozen, judged)
-        self.log_dict(result.terms, batch_size=len(step.clean))  # not `prog_bar`, which Lightning reads in every step
+        self.step_log.note(result.loss, result.terms)
         return {name: value for name, value in result._asdict().items() if value is not None}
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        self.step_log.write(self.trainer)
 
     def after_step(self) -> None:
         self.networks.update_ema()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -11,15 +11,13 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from constrained_diffusion.batch import Seeds
-from constrained_diffusion.condition import join, moved, take
 from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.diffusion.prediction import Prediction
 from constrained_diffusion.diffusion.sampler import Sampler, seeded_noise
 from constrained_diffusion.evaluation import Evaluation, images
 from constrained_diffusion.noise_optimization.gradients import Perturbed, check_differentiable
 from constrained_diffusion.noise_optimization.hooks import NoiseCallback, Optimized
-from constrained_diffusion.noise_optimization.jobs import Job
+from constrained_diffusion.noise_optimization.jobs import Job, as_jobs, asked_of_two, condition_of, contexts_of
 from constrained_diffusion.noise_optimization.mapping import NoiseToSample
 from constrained_diffusion.noise_optimization.memory import MemoryBudget, Predict
 from constrained_diffusion.noise_optimization.optimizer import NoiseOptimizer, Run
@@ -33,7 +31,7 @@ from constrained_diffusion.objectives import (
     check_objective,
     measure_reward,
 )
-from constrained_diffusion.runtime.conditions import asked
+from constrained_diffusion.runtime.conditions import Prompts
 
 
 class DirectNoiseOptimization(LightningModule):
@@ -84,8 +82,14 @@ class DirectNoiseOptimization(LightningModule):
 
     def setup(self, stage: str) -> None:
         estimator, data = self.optimizer.estimator, getattr(self.trainer, "datamodule", None)
-        told = self.model.encode(["", ""]) if self.model.has_prompts else asked(data, [0, 1])
-        self.model.check_data(self.model.data_shape, told)
+        self.model.check_data(self.model.data_shape, asked_of_two(self.model, data))
+        conditions = getattr(data, "conditions", None)
+        if self.reward.needs_prompts and conditions is not None and not isinstance(conditions, Prompts):
+            raise ValueError(
+                f"{type(self.reward).__name__} judges how an image fits its prompt, but {type(conditions).__name__} "
+                "has none: expected `conditions` set to Prompts, or PromptsDataModule; take one of them, or a reward "
+                "of the image alone."
+            )
         parts: list[Objective] = [*self.constraints, self.reward]  # the user's own first, under its own name
         for part in parts:
             part.check_data(self.model.data_shape)
@@ -124,7 +128,8 @@ class DirectNoiseOptimization(LightningModule):
         Raises:
             ValueError: the reward is not finite, or as `NoiseOptimizer.run`; the message names the jobs.
         """
-        whole, watchers = as_jobs(batch), self._watchers()
+        data = getattr(self._trainer, "datamodule", None)
+        whole, watchers = as_jobs(batch, data), self._watchers()
         done = set().union(*(callback.finished_jobs(self.trainer, whole) for callback in watchers))
         jobs: Sequence[Job] = [job for job in whole if job.key not in done]
         if not jobs:
@@ -136,7 +141,7 @@ class DirectNoiseOptimization(LightningModule):
             run = Run(
                 self.optimizer,
                 self.noise([job.seed for job in jobs]).to(self.device),
-                self._contexts(jobs),
+                contexts_of(self.model, data, jobs),
                 [job.seed for job in jobs],
             )
             if earlier is not None:
@@ -157,19 +162,8 @@ class DirectNoiseOptimization(LightningModule):
     def _watchers(self) -> list[NoiseCallback]:
         return [callback for callback in self.trainer.callbacks if isinstance(callback, NoiseCallback)]  # type: ignore[attr-defined]
 
-    def _contexts(self, jobs: Sequence[Job]) -> list[Any]:
-        """Return the prompt of each job, or else what the data module asks of its seed, one row, or None."""
-        data = getattr(self._trainer, "datamodule", None)
-        told = None if self.model.has_prompts else asked(data, [job.seed for job in jobs])
-        return [job.prompt if told is None else take(told, [row]) for row, job in enumerate(jobs)]
-
     def _predictor(self, contexts: list[Any]) -> Predict:
-        model, told = self.model, None
-        if model.has_prompts:
-            told = moved(model.encode(contexts), self.device)
-        elif isinstance(contexts[0], Mapping):  # and not a prompt that the model does not take
-            told = moved(join(contexts), self.device)
-        predict = model.predictor(told)
+        predict = self.model.predictor(condition_of(self.model, contexts, self.device))
 
         def in_precision(noisy: Tensor, timesteps: Tensor) -> Prediction:
             with self._precision():
@@ -203,10 +197,3 @@ def as_reward(objective: Objective) -> Reward:
     """
     check_built(objective)
     return Feasibility(objective) if isinstance(objective, Constraint) else objective
-
-
-def as_jobs(batch: Any) -> list[Job]:
-    """Return the jobs of a batch: as they are, or one per seed."""
-    if isinstance(batch, Seeds):
-        return [Job(f"seed-{seed:06d}", None, seed) for seed in batch.seeds.tolist()]
-    return list(batch)

@@ -29,26 +29,27 @@ def path(name: str) -> Path:
     return FOLDER / name
 
 
-def stored_samples(folder: Path, settings: dict[str, Any]) -> Tensor | None:
-    """Return the samples that lie beside a denoiser's weights, `(N, C, H, W)` in [0, 1]; row i was drawn from seed i.
+def stored_samples(folder: Path, settings: dict[str, Any], sheet: str = "samples") -> Tensor | None:
+    """Return the samples that are beside a denoiser's weights, `(N, C, H, W)` in [0, 1]; row i was drawn from seed i.
 
     Args:
         folder: the weights' folder, with `samples.png` (a sheet of equal tiles) and `card.json` (how it was drawn).
         settings: sampler and precision of the caller's run; None is returned where the sheet was drawn otherwise.
+        sheet: "samples", or "training", whose rows were drawn from the seeds `first_seed`, `first_seed` + 1, ..
 
     Raises:
         ValueError: one of the two files is damaged.
     """
-    sheet, card = folder / "samples.png", folder / "card.json"
-    if not (sheet.is_file() and card.is_file()):
+    picture, card = folder / f"{sheet}.png", folder / "card.json"
+    if not (picture.is_file() and card.is_file()):
         return None
-    drawn = untrusted.read_json(card).get("samples", {})
+    drawn = untrusted.read_json(card).get("samples" if sheet == "samples" else f"{sheet}_samples", {})
     if not isinstance(drawn, dict) or any(drawn.get(key) != value for key, value in settings.items()):
         return None
     count, size = drawn.get("count"), drawn.get("size")
     if type(count) is not int or type(size) is not int or min(count, size) < 1:
         raise ValueError(f"'{card}' should say count and size of the samples beside it; fetch both again.")
-    return read_sheet(sheet, count, size)
+    return read_sheet(picture, count, size)
 
 
 def read_sheet(sheet: Path, count: int, size: int) -> Tensor:

@@ -28,6 +28,7 @@ class Card:
     notes: list[str] = field(default_factory=list)  #: whatever a user must know besides
     weights_licence: str = "Apache-2.0"
     samples: dict[str, Any] = field(default_factory=dict)  #: of a denoiser: how `samples.png` was drawn
+    training_samples: dict[str, Any] = field(default_factory=dict)  #: how `training.png` was, a fine-tuning set
 
 
 DataMaker = Callable[..., Any]  #: makes an entry's data module; keyword arguments go on to its class

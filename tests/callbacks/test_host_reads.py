@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.loggers import CSVLogger
 
 from constrained_diffusion.callbacks import (
     AugmentedLagrangian,
@@ -99,6 +100,20 @@ def test_the_counter_sees_every_kind_of_read(read: Any) -> None:
         read(torch.ones(1))
     assert sum(counted.found.values()) == 1
     assert next(iter(counted.found)).startswith(__file__)
+
+
+@pytest.mark.parametrize("formulation", ["algorithm1", "conditioned_algorithm1"])
+def test_a_log_step_reads_once(
+    formulation: str, tiny_denoiser: Any, too_bright: Any, tiny_data: Any, fit: Any, tmp_path: Path
+) -> None:
+    """Losses, terms, the progress bar and the log together, besides the order of the rows to load."""
+    watch = BetweenLogSteps()
+    module = ConstrainedDiffusion(tiny_denoiser(), too_bright(), formulation, optimizer=partial(torch.optim.SGD, lr=0))
+    callbacks = [watch, FitStatus(), FitProgress(), PenaltyScheduler(**SCHEDULE)]  # type: ignore[arg-type]
+    settings = {"enable_progress_bar": True, "log_every_n_steps": 1, "max_epochs": 1, "gradient_clip_val": 1.0}
+    fit(module, tiny_data(val_samples=0), callbacks, logger=CSVLogger(tmp_path), **settings)
+    reads = {Path(place.partition(":")[0]).name: often for place, often in watch.per_batch.items()}
+    assert reads == ORDER | {"step_log.py": 1}
 
 
 def test_a_log_step_reads(tiny_denoiser: Any, too_bright: Any, tiny_data: Any, fit: Any) -> None:

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 EPOCHS = 8
+OFTEN = "    - {class_path: LastCheckpoint, init_args: {every_n_seconds: 0}}\n"  # after every epoch
 CALLBACKS = """
 import os, signal
 from io import BytesIO
@@ -126,7 +127,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_config: str) -> Any:
         (root / "marks.py").write_text(CALLBACKS)
         before, _, after = tiny_config.partition("    - class_path: PenaltyScheduler\n")
         rest = after.partition("\n")[2]
-        text = f"{before}    - {controller}\n    - {{class_path: marks.Mark}}\n{rest}"
+        text = f"{before}    - {controller}\n    - {{class_path: marks.Mark}}\n{OFTEN}{rest}"
         text = text.replace("max_epochs: 2", f"max_epochs: {epochs}\n  enable_progress_bar: false")
         text = text.replace("norm_num_groups: 4", "norm_num_groups: 4\n            dropout: 0.2")
         (root / "tiny.yaml").write_text(text)

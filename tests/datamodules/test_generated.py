@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from constrained_diffusion.diffusion.sampler import Sampler
 from constrained_diffusion.fine_tuning.module import ConstrainedDiffusion
 from constrained_diffusion.guides.base import Guide
 from constrained_diffusion.objectives import Constraint
+from constrained_diffusion.runtime import assets
 from constrained_diffusion.runtime.data import TensorRows
 
 SAMPLER = Sampler(steps=3)
@@ -75,6 +78,55 @@ def test_the_set_is_drawn_once_and_kept(attach: Attach, monkeypatch: pytest.Monk
     monkeypatch.delattr(GeneratedDataModule, "_draw")
     _, second = attach()
     assert torch.equal(first.data[0].clean, second.data[0].clean)
+
+
+@pytest.fixture
+def beside(tmp_path: Path, tiny_denoiser: Any) -> Any:
+    """`beside(**told)`: a denoiser whose folder holds 40 white samples to train on, and a card that says so."""
+
+    def make(**told: Any) -> Any:
+        denoiser = tiny_denoiser()
+        denoiser.folder = tmp_path
+        assets.write_sheet(torch.ones(40, 1, 8, 8), tmp_path / "training.png")
+        how = {"sampler": asdict(SAMPLER.of(denoiser.noise_schedule)), "precision": "32-true", "first_seed": FIRST_SEED}
+        card = {"training_samples": {**how, "count": 40, "size": 8, **told}}
+        (tmp_path / "card.json").write_text(json.dumps(card))
+        return denoiser
+
+    return make
+
+
+def test_samples_beside_the_weights_are_not_drawn_again(
+    attach: Attach, beside: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(GeneratedDataModule, "_draw")
+    _, data = attach(beside())
+    train, held_out = data.data
+    assert (len(train), len(held_out), float(train.clean.min())) == (24, 8, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("told", "settings"),
+    [
+        ({"precision": "bf16-mixed"}, {}),
+        ({"first_seed": 0}, {}),
+        ({"count": 31}, {}),
+        ({}, {"sampler": Sampler(steps=4)}),
+        ({}, {"first_seed": 5}),
+        ({}, {"samples": 33}),
+    ],
+)
+def test_samples_that_were_drawn_otherwise_are_not_taken(
+    attach: Attach, beside: Any, told: dict[str, Any], settings: dict[str, Any]
+) -> None:
+    _, data = attach(beside(**told), **settings)
+    assert float(data.data[0].clean.min()) < 0.9
+
+
+def test_stand_ins_and_filters_do_not_go_together(too_bright: Any) -> None:
+    for settings in ({"only_feasible": True}, {"filters": too_bright()}):
+        with pytest.raises(ValueError, match="choose one of the two"):
+            GeneratedDataModule(stand_ins=2, **settings)
 
 
 def test_a_fit_does_not_change_its_own_set(tiny_denoiser: Any, too_bright: Any, fit: Any, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.diffusion.normalizer import Normalizer
 from constrained_diffusion.diffusion.variance_preserving import VariancePreserving
+from constrained_diffusion.runtime.conditions import Prompts
 
 
 def schedule(kind: Any = "epsilon") -> VariancePreserving:
@@ -273,9 +274,12 @@ def test_guidance_leads_away_from_the_null_condition_in_one_call(scale: float) -
     assert torch.equal(denoiser.predict(noisy, timesteps, told).output, full)  # a training step is not guided
 
 
-def test_a_negative_scale_is_refused() -> None:
-    with pytest.raises(ValueError, match="guidance_scale must be at least 0, got -1"):
-        Denoiser(Branches(), schedule(), Normalizer(), (2,), -1.0, {"label": 0.0})
+@pytest.mark.parametrize(
+    ("scale", "limit"), [(-1.0, "at least 0"), (float("nan"), "at least 0"), (float("inf"), "finite")]
+)
+def test_a_scale_out_of_range_is_refused(scale: float, limit: str) -> None:
+    with pytest.raises(ValueError, match=f"guidance_scale must be {limit}, got {scale}"):
+        Denoiser(Branches(), schedule(), Normalizer(), (2,), scale, {"label": 0.0})
 
 
 def test_a_network_that_wants_a_condition_is_tried_with_it() -> None:
@@ -291,3 +295,28 @@ def test_a_network_that_wants_a_condition_is_tried_with_it() -> None:
         denoiser.check_data((2,), {"condition": torch.ones(2, 2, 1)})
     with pytest.raises(ValueError, match="gives the condition more, which Conditional does not take: .* of condition"):
         denoiser.check_data((2,), {"condition": torch.ones(2, 2), "more": torch.ones(2)})
+
+
+def test_a_unet_without_classes_knows_no_labels(unet: Any) -> None:
+    labels = {"class_labels": torch.tensor([0, 1])}
+    with pytest.raises(
+        ValueError, match="gives the condition class_labels, which UNet2DModel does not take: expected no"
+    ):
+        Denoiser(unet(), schedule()).check_data((1, 8, 8), labels)
+    for classes in ({"num_class_embeds": 3}, {"class_embed_type": "timestep"}):
+        denoiser = Denoiser(unet(**classes), schedule())
+        denoiser.check_data((1, 8, 8), labels)
+        with pytest.raises(
+            ValueError, match="needs class_labels, which nobody gives: .* set its `conditions` to Labels"
+        ):
+            denoiser.check_data((1, 8, 8))
+
+
+def test_a_network_of_labels_is_given_no_prompts(unet: Any) -> None:
+    denoiser = Denoiser(unet(num_class_embeds=3), schedule())
+    with pytest.raises(
+        TypeError, match="UNet2DModel takes no prompts but class_labels: .* set .*`conditions` to Labels"
+    ):
+        Prompts(["a duck"]).of([0], denoiser)
+    with pytest.raises(TypeError, match="Denoiser takes no prompts: expected a text-to-image pipeline"):
+        Prompts(["a duck"]).of([0], Denoiser(unet(), schedule()))

@@ -307,10 +307,33 @@ def test_adapters_are_not_taken_for_weights(checkpoint: Path) -> None:
         PretrainedDenoiser(str(checkpoint))
 
 
+def test_a_checkpoint_with_other_objects_says_how_to_give_its_weights(tmp_path: Path, tiny_denoiser: Any) -> None:
+    """As LightningModules write them that keep a path in their hyperparameters."""
+    denoiser = tiny_denoiser()
+    state = {f"model.{key}": value for key, value in denoiser.network.state_dict().items()}
+    given = {"network": tiny_denoiser(1).network, "noise_schedule": denoiser.noise_schedule, "sample_shape": (1, 8, 8)}
+    torch.save({"state_dict": state, "hyper_parameters": {"root": tmp_path}}, tmp_path / "mine.ckpt")
+    with pytest.raises(ValueError, match="holds pathlib.PosixPath besides .*with `network`, .*`prefix`.$") as caught:
+        PretrainedDenoiser(str(tmp_path / "mine.ckpt"), prefix="model.", **given)
+    assert str(caught.value).isprintable()
+    torch.save(state, tmp_path / "weights.pt")
+    PretrainedDenoiser(str(tmp_path / "weights.pt"), prefix="model.", **given)
+
+
+@pytest.mark.filterwarnings("ignore:the network does not fit what its config says")  # which is random
+def test_a_check_needs_a_condition_to_draw_with(tmp_path: Path, unet: Any) -> None:
+    diffusers.DDPMPipeline(unet(num_class_embeds=4), diffusers.DDPMScheduler()).save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match="check=True draws samples, for which UNet2DModel needs class_labels: expected"
+    ):
+        PretrainedDenoiser(str(tmp_path), check=True)
+    PretrainedDenoiser(str(tmp_path), null_condition={"class_labels": 3}, check=True)
+
+
 def test_code_in_a_checkpoint_is_not_executed(checkpoint: Path, tmp_path: Path) -> None:
     mark = tmp_path / "executed"
     torch.save({**torch.load(checkpoint, weights_only=True), "more": Trap(mark)}, checkpoint)
-    with pytest.raises(ValueError, match=BAD_WEIGHTS):
+    with pytest.raises(ValueError, match="besides its tensors, and is not read"):
         PretrainedDenoiser(str(checkpoint))
     assert not mark.exists()
     torch.load(checkpoint, weights_only=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -295,11 +296,67 @@ def test_adapters_for_another_network(fitted: Any, tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match=r"holds adapters of text_encoder.. for a UNet"):
         load_lora(make_network("sd"), tmp_path / "other.safetensors")
-    with pytest.raises(FileNotFoundError, match="no safetensors file"):
+    with pytest.raises(
+        FileNotFoundError, match="there are no adapters '.*nowhere': expected a file .*; mend `adapters`"
+    ):
         load_lora(make_network("sd"), tmp_path / "nowhere")
     (tmp_path / LORA_NAME).write_bytes((tmp_path / LORA_NAME).read_bytes()[:-9])
     with pytest.raises(ValueError, match="no complete safetensors file"):
         load_lora(make_network("sd"), tmp_path)
+
+
+def kohya(name: str) -> str:
+    module, matrix = re.fullmatch(r"unet\.(.+)\.lora_([AB])\.weight", name).groups()  # type: ignore[union-attr]
+    return f"lora_unet_{module.replace('.', '_')}.lora_{'down' if matrix == 'A' else 'up'}.weight"
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        (lambda t: {name: v for name, v in t.items() if "lora_A" in name}, "do not belong together, or one is missing"),
+        (lambda t: {name: v[:1] if "lora_A" in name else v for name, v in t.items()}, "do not belong together"),
+        (lambda t: {name: v * float("nan") for name, v in t.items()}, "but .*lora_A.weight is not finite"),
+        (lambda t: {**t, "unet.conv_in.alpha": torch.ones(1)}, "but conv_in.alpha belongs to no adapter"),
+        (lambda t: {"unet.foo.bar": torch.ones(1)}, "but foo.bar belongs to no adapter"),
+    ],
+)
+def test_broken_adapters(fitted: Any, tmp_path: Path, changed: Any, told: str) -> None:
+    fitted("sd").export(tmp_path)
+    tensors = {name: value.contiguous() for name, value in changed(load_file(tmp_path / LORA_NAME)).items()}
+    save_file(tensors, tmp_path / LORA_NAME)
+    network = make_network("sd")
+    with pytest.raises(ValueError, match=f"are broken: expected pairs of finite matrices, .*{told}"):
+        load_lora(network, tmp_path)
+    assert set(network.state_dict()) == set(make_network("sd").state_dict())
+
+
+def test_adapters_in_the_layout_of_kohya(fitted: Any, tmp_path: Path) -> None:
+    """They are refused, and what the message says converts them, their alpha included."""
+    from peft import get_peft_model_state_dict
+
+    fitted("sd").export(tmp_path)
+    tensors = {kohya(name): value for name, value in load_file(tmp_path / LORA_NAME).items()}
+    tensors |= {f"{name.partition('.')[0]}.alpha": torch.tensor(5.0) for name in tensors}
+    save_file(tensors, tmp_path / "kohya.safetensors")
+    with pytest.raises(ValueError, match=r"in another layout \(lora_unet_.*`pipe.load_lora_weights.*`pipe.save_lora_w"):
+        load_lora(make_network("sd"), tmp_path / "kohya.safetensors")
+    pipeline, _ = make_pipeline("sd")
+    pipeline.load_lora_weights(str(tmp_path / "kohya.safetensors"))
+    ((name, config),) = pipeline.unet.peft_config.items()
+    pipeline.save_lora_weights(
+        str(tmp_path / "converted"),
+        unet_lora_layers=get_peft_model_state_dict(pipeline.unet, adapter_name=name),
+        unet_lora_adapter_metadata=config.to_dict(),
+    )
+    network = make_network("sd")
+    load_lora(network, tmp_path / "converted")
+    assert difference(ask("sd", network), ask("sd", pipeline.unet)) < 1e-5
+
+
+def test_a_file_of_adapters_is_no_model(fitted: Any, tmp_path: Path) -> None:
+    fitted("sd").export(tmp_path)
+    with pytest.raises(ValueError, match="holds LoRA adapters, not whole weights: .* this file as `adapters`"):
+        PretrainedDenoiser(str(tmp_path / LORA_NAME))
 
 
 def test_pipelines_that_store_no_adapters(fitted: Any, tmp_path: Path) -> None:

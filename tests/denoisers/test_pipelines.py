@@ -21,6 +21,8 @@ from constrained_diffusion.runtime.distribution import install_hint
 CLIP = {"text_encoder": "CLIPTextModel", "tokenizer": "CLIPTokenizer"}
 T5: dict[str, Any] = {"text_encoder": "T5EncoderModel", "tokenizer": "T5Tokenizer"}
 SECOND = {"text_encoder_2": "CLIPTextModelWithProjection", "tokenizer_2": "CLIPTokenizer"}
+VIDEO = {"unet": "UNetSpatioTemporalConditionModel", "text_encoder": None}
+WAN = {"unet": None, "transformer": "WanTransformer3DModel", "text_encoder": None}
 PARTS = {"unet": "UNet2DConditionModel", "scheduler": "PNDMScheduler", **CLIP}
 
 
@@ -60,7 +62,11 @@ def test_older_transformers_are_told_by_their_norm(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "message", "settings"),
     [
-        ("StableDiffusionXLImg2ImgPipeline", "has no text_encoder, without which prom", {"text_encoder": None}),
+        ("StableDiffusionPipeline", "has no text_encoder, without which prom", {"text_encoder": None}),
+        ("StableDiffusionXLImg2ImgPipeline", "is SDXL's refiner, .* not supported", {"text_encoder": None, **SECOND}),
+        ("KandinskyV22Pipeline", "KandinskyV22Pipeline without text encoders, which is not", {"text_encoder": None}),
+        ("StableVideoDiffusionPipeline", "around a UNetSpatioTemporal.*Model, which is not supported", VIDEO),
+        ("WanPipeline", "around a WanTransformer3DModel, .* or one without prompts around a UNet1DModel or", WAN),
         ("KolorsPipeline", "has a GLM as text_encoder: expected a CLIPTextModel", {"text_encoder": "GLM"}),
         ("VideoPipeline", "whose text encoders are not supported: .* like Stab", {"unet": "UNet3DConditionModel"}),
         ("Some", "has Evil as the tokenizer of its text_encoder: expected a CLIPTokenizer", {"tokenizer": "Evil"}),
@@ -79,6 +85,20 @@ def test_a_part_whose_folder_is_gone_is_refused(folders: Any, tmp_path: Path) ->
         shutil.rmtree(tmp_path / gone / gone)
         with pytest.raises(ValueError, match=f"has no folder {gone}, without which prompts cannot be encoded"):
             PretrainedDenoiser(str(tmp_path / gone))
+
+
+@pytest.mark.parametrize("part", ["vae", "text_encoder"])
+def test_a_part_of_a_pipeline_is_no_source(folders: Any, tmp_path: Path, part: str) -> None:
+    with pytest.raises(ValueError, match=f"is a part of a pipeline, its .*; give its folder, '{folders['sd']}'"):
+        PretrainedDenoiser(str(folders["sd"] / part))
+    shutil.copytree(folders["sd"] / part, tmp_path / "alone")
+    with pytest.raises(ValueError, match="is a part of a pipeline, its .*; give its folder, the folder above it"):
+        PretrainedDenoiser(str(tmp_path / "alone"))
+
+
+def test_masks_are_refused_by_the_config_alone(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="takes 9 channels and returns 4: .*inpainting and masks are not supported"):
+        open_folder(write(tmp_path, config={"in_channels": 9}))
 
 
 def test_truncated_text_encoders_are_refused(folders: Any, tmp_path: Path) -> None:

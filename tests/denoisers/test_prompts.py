@@ -113,9 +113,9 @@ def test_each_prompt_is_encoded_once(folders: Any, monkeypatch: pytest.MonkeyPat
 
 def test_a_wrong_list_of_prompts_is_refused(folders: Any) -> None:
     denoiser = PretrainedDenoiser(str(folders["sd"]))
-    for wrong in ("a duck", []):
-        with pytest.raises(ValueError, match="a list of at least one prompt, got .*; write"):
-            denoiser.encode(wrong)
+    for wrong in ("a duck", [], [None], ["a duck", 3]):
+        with pytest.raises(ValueError, match="a list of at least one prompt, each a string, got .*; write"):
+            denoiser.encode(wrong)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="PretrainedDenoiser takes no prompts: expected a text-to-image pipeline"):
         PretrainedDenoiser(str(folders["ldm"])).encode(PROMPTS)
     with pytest.raises(ValueError, match="'encoder_hidden_states' has 2 rows and the batch 3"):

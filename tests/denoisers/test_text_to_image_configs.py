@@ -81,6 +81,31 @@ def test_the_shipped_configs_train_adapters_that_the_pipeline_takes(
         assert results[side]["constraints"]["RewardAtLeast"]["violation_rate"] == 1.0
 
 
+def test_seeds_are_asked_for_prompts(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = [
+        "predict", "--config", "dno_sd15.yaml", f"--model.init_args.model.init_args.source={folders['sd']}",
+        "--model.init_args.objective=Brightness", "--model.init_args.sampler.steps=2", "--model.init_args.steps=1",
+        "--trainer.precision=32-true", "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu",
+        "--data=SeedsDataModule", "--data.init_args.predict_samples=2",
+    ]  # fmt: skip
+    with pytest.raises(SystemExit):
+        command.main(given)
+    command.main([*given, "--data.init_args.conditions=Prompts", f"--data.init_args.conditions.prompts={PROMPTS}"])
+    lines = (tmp_path / "runs" / "dno_sd15" / "latest" / "results.jsonl").read_text().splitlines()
+    assert [json.loads(line)["prompt"] for line in lines] == PROMPTS
+
+
+def test_a_broken_file_of_prompts_is_told_before_the_model_is_read(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "broken.jsonl").write_text("a duck")
+    data = ["--data.init_args.prompts=null", f"--data.init_args.prompt_file={tmp_path / 'broken.jsonl'}"]
+    with pytest.raises(SystemExit):
+        command.main(
+            ["predict", "--config", "dno_sd15.yaml", "--model.init_args.model.init_args.source=nowhere", *data]
+        )
+    assert "broken.jsonl, line 1: expected a JSON string" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("source", "settings", "said"),
     [

@@ -106,7 +106,7 @@ def fit(
     module, held = make(lora), Held()
     steering = PenaltyScheduler(initial=1.0, growth_factor=1.5, every_n_steps=2, stop_below=0.0)
     grid = SampleGrid(samples=3, columns=3)
-    callbacks = (held, steering, FitStatus(), LastCheckpoint(), Export(), grid)
+    callbacks = (held, steering, FitStatus(), LastCheckpoint(every_n_seconds=0), Export(), grid)
     trainer = trainer_for(folder, ranks, steps, *callbacks, **settings)
     data = PARTS["Data"](batch_size=GLOBAL_BATCH, eval_batch_size=2, val_samples=5)
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)

@@ -79,7 +79,9 @@ def test_a_checkpoint_of_another_model_is_refused(
 def test_the_export_is_the_ema_of_now_or_of_a_checkpoint(
     trained: Any, tiny_data: Any, tiny_denoiser: Any, fit: Any, tmp_path: Path
 ) -> None:
-    module, _ = trained(trainer={"callbacks": [LastCheckpoint()], "enable_checkpointing": True, "max_epochs": 1})
+    module, _ = trained(
+        trainer={"callbacks": [LastCheckpoint(every_n_seconds=0)], "enable_checkpointing": True, "max_epochs": 1}
+    )
     early = copy.deepcopy(module.networks.ema.state_dict())
     fit(module, tiny_data(), max_epochs=2)
     checkpoint = tmp_path / "checkpoints" / "last.ckpt"

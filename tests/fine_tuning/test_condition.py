@@ -248,6 +248,14 @@ def test_a_network_that_needs_what_nobody_gives_is_refused_by_name(
         fit(module_of(plain), told_data(conditions=None))
 
 
+def test_training_rows_without_what_the_network_needs_are_refused(told_denoiser: Any, tiny_data: Any, fit: Any) -> None:
+    data = tiny_data(conditions=Labels(3))  # which are of its samples alone, as with ImageFolderDataModule
+    with pytest.raises(
+        ValueError, match="Told needs class_labels, which the training rows of TinyData lack .* choose Gen"
+    ):
+        fit(module_of(told_denoiser()), data)
+
+
 def test_a_name_that_the_network_does_not_know_is_refused(tiny_denoiser: Any, told_data: Any, fit: Any) -> None:
     with pytest.raises(ValueError, match="gives the condition class_labels, which TinyNetwork does not take"):
         fit(module_of(tiny_denoiser()), told_data())

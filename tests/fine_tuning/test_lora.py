@@ -198,9 +198,11 @@ def test_a_fingerprint_tells_weights_apart(tiny_denoiser: Any) -> None:
     assert fingerprint(network) != fingerprint(tiny_denoiser().network)
 
 
-def test_layers_that_are_not_there(network: nn.Module) -> None:
-    with pytest.raises(ValueError, match="to_q"):
-        add_adapters(network, {"r": 2, "target_modules": ["to_q"]})
+@pytest.mark.parametrize("targets", [["to_q"], "to_.*"])
+def test_layers_that_are_not_there(network: nn.Module, targets: Any) -> None:
+    with pytest.raises(ValueError, match=r"target_modules \(to_.*\) match nothing in a TinyNetwork: .* such as time\."):
+        add_adapters(network, {"r": 2, "target_modules": targets})
+    add_adapters(network, {"r": 2, "target_modules": ["to_q", "first"]})
 
 
 def test_without_peft_the_command_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

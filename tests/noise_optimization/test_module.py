@@ -20,7 +20,8 @@ from constrained_diffusion.callbacks import NoiseProgress, NoiseReport, NoiseRes
 from constrained_diffusion.datamodules import SeedsDataModule
 from constrained_diffusion.diffusion.sampler import Sampler
 from constrained_diffusion.noise_optimization.gradients import Hybrid2
-from constrained_diffusion.noise_optimization.module import DirectNoiseOptimization, as_jobs
+from constrained_diffusion.noise_optimization.jobs import as_jobs
+from constrained_diffusion.noise_optimization.module import DirectNoiseOptimization
 from constrained_diffusion.objectives import Reward
 from constrained_diffusion.reports.noise_rows import read_results
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -16,7 +17,7 @@ from constrained_diffusion.runtime.run_folder import RunFolder
 
 
 class LastCheckpoint(Checkpoint):
-    """Writes `checkpoints/last.ckpt` after every epoch and its validation, or every n optimiser steps and at the end.
+    """Writes `checkpoints/last.ckpt` at the end of a fit, and before it as time goes by, or every n optimiser steps.
 
     SIGTERM and SIGUSR1, coming to any rank, end the fit on all ranks after the running step, with this checkpoint; the
     process exits with 128 + the signal's number. Several GPUs ask each other at log steps and after epochs alone.
@@ -24,16 +25,21 @@ class LastCheckpoint(Checkpoint):
     Where a validation follows a step, both wait until it is over: Lightning would not make up for it in a resumed fit.
 
     Args:
-        every_n_train_steps: n; None: after every epoch.
+        every_n_train_steps: n; None: after an epoch and its validation, if the time is up.
+        every_n_seconds: how much work a kill may cost; 0: after every epoch, however short. Writing a large model takes
+            as long as many steps of it.
 
     Raises:
-        ValueError: n is not positive.
+        ValueError: n is not positive, or the time is negative.
     """
 
-    def __init__(self, every_n_train_steps: int | None = None) -> None:
+    def __init__(self, every_n_train_steps: int | None = None, every_n_seconds: float = 60.0) -> None:
+        if not every_n_seconds >= 0:
+            raise ValueError(f"every_n_seconds is a time of 0 or more, got {every_n_seconds}.")
         if every_n_train_steps is not None and every_n_train_steps < 1:
             raise ValueError(f"every_n_train_steps counts optimiser steps, at least 1, got {every_n_train_steps}.")
-        self.every_n_train_steps = every_n_train_steps
+        self.every_n_train_steps, self.every_n_seconds = every_n_train_steps, every_n_seconds
+        self._saved_at = 0.0
         self.signal = EndSignal()
         self._step, self._asked, self._due, self._epoch_over = 0, 0, False, False
 
@@ -42,6 +48,9 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.signal.listen()
+        self._saved_at = time.monotonic()
+        if trainer.world_size > 1:  # Lightning's ranks ask each other for SIGTERM in every step, and a GPU waits for it
+            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
         self._step, self._asked, self._due = trainer.global_step, trainer.global_step, False
         if trainer.fit_loop.epoch_loop.batch_progress.current.ready == 0:
             # At the beginning of an epoch; where a fit ends by `max_steps` Lightning takes it for the end of one.
@@ -59,7 +68,7 @@ class LastCheckpoint(Checkpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         limits = (trainer.global_step == trainer.max_steps, trainer.current_epoch + 1 == trainer.max_epochs)
         self._epoch_over = True
-        self._save(trainer, self._due or self.every_n_train_steps is None or trainer.should_stop or any(limits))
+        self._save(trainer, self._due or self._time_is_up(trainer) or trainer.should_stop or any(limits))
         self._epoch_over = False
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -80,7 +89,7 @@ class LastCheckpoint(Checkpoint):
         told = self._agreed(trainer)
         if (due or told) and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             trainer.save_checkpoint(RunFolder.of(trainer).last_checkpoint, weights_only=False)
-            self._due = False
+            self._due, self._saved_at = False, time.monotonic()
         if told:
             number = self.signal.received or signal.SIGTERM  # it may have come to another rank
             rank_zero_info(
@@ -88,6 +97,13 @@ class LastCheckpoint(Checkpoint):
                 "holds it, `--ckpt_path last` goes on."
             )
             raise SystemExit(128 + number)
+
+    def _time_is_up(self, trainer: Trainer) -> bool:
+        if self.every_n_train_steps is not None:
+            return False
+        late = time.monotonic() - self._saved_at >= self.every_n_seconds
+        # Ranks write together, and their clocks differ.
+        return late if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(late, all=False)
 
     def _agreed(self, trainer: Trainer) -> bool:
         told = self.signal.received is not None

@@ -25,10 +25,13 @@ class KeepLog(Callback):
     """
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if (log := getattr(pl_module, "step_log", None)) is not None:
+            log.write(trainer)
         often = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if often and trainer.global_step % often == 0:
             # What validations logged stays among the logged metrics; they have rows of their own.
-            step = {k: float(v) for k, v in trainer.logged_metrics.items() if not k.startswith("val/")}
+            rows = ((k, float(v)) for k, v in trainer.logged_metrics.items() if not k.startswith("val/"))
+            step = {k: v for k, v in rows if k != "epoch"} | ({} if log is None else log.read().values)
             checkpoint[ROW] = {**step, "epoch": trainer.current_epoch} if step else {}
         if not trainer.is_global_zero:
             return

@@ -9,7 +9,6 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from constrained_diffusion.denoisers.lora_files import LORA_NAME
 from constrained_diffusion.runtime.run_folder import RunFolder
 
 
@@ -41,5 +40,3 @@ class Export(Callback):
             if beside is not None:
                 beside(folder)
             rank_zero_info(f"the weights are in {folder}")
-            if (folder / LORA_NAME).is_file() and (earlier := getattr(pl_module.denoiser, "adapters", [])):
-                rank_zero_info(f"they are adapters on top of {', '.join(earlier)}: load those too, and first.")

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column
 
 from constrained_diffusion.callbacks.run.pace import Pace, figures, in_words
-from constrained_diffusion.callbacks.run.pending_losses import at_log_step
+from constrained_diffusion.fine_tuning.step_log import at_log_step
 
 
 class _Progress(ProgressBar):
@@ -45,7 +45,8 @@ class _Progress(ProgressBar):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if isinstance(outputs, Mapping) and at_log_step(trainer):
-            self.figures = dict(figures(outputs.get("terms", {})))
+            log = getattr(pl_module, "step_log", None)
+            self.figures = dict(figures(outputs.get("terms", {}) if log is None else log.read().values))
             if "violating" not in self.figures:  # room for what a pretraining measures
                 logged = self.get_metrics(trainer, pl_module)
                 self.figures |= {name: value for name, value in logged.items() if name != "v_num"}

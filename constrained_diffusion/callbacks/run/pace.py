@@ -40,7 +40,7 @@ class Pace(NamedTuple):
         return tenths and silence >= SHORTEST_SILENCE
 
 
-def figures(terms: Mapping[str, Tensor]) -> dict[str, float]:
+def figures(terms: Mapping[str, Tensor | float]) -> dict[str, float]:
     """Return what is shown of a step's terms, the constraint's figures first; of several constraints the worst."""
     shown = {"violating": "violation_rate/", "P": "penalty/", "loss": "loss/total"}
     found = {name: [float(v) for key, v in terms.items() if key.startswith(prefix)] for name, prefix in shown.items()}

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch import Trainer
 from torch import Tensor
 
 
@@ -44,8 +43,3 @@ def first_broken(steps: list[PendingStep]) -> PendingStep | None:
         return None
     finite = torch.stack([torch.isfinite(step.loss).all() for step in steps]).tolist()
     return next((step for step, good in zip(steps, finite, strict=True) if not good), None)
-
-
-def at_log_step(trainer: Trainer) -> bool:
-    """Return whether Lightning reads the values of the step just made: the place where the host may wait for a GPU."""
-    return trainer.global_step % (trainer.log_every_n_steps or 50) == 0  # type: ignore[attr-defined]

@@ -11,11 +11,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
-from constrained_diffusion.callbacks.run.pending_losses import PendingStep, at_log_step, first_broken, pending_step
+from constrained_diffusion.callbacks.run.pending_losses import PendingStep, first_broken, pending_step
+from constrained_diffusion.fine_tuning.step_log import at_log_step
 from constrained_diffusion.reports import table
 from constrained_diffusion.runtime.files import write_json
 from constrained_diffusion.runtime.ranks import gather_from_ranks
 from constrained_diffusion.runtime.run_folder import RunFolder
+from constrained_diffusion.runtime.sharding import local
 from constrained_diffusion.statistics import clopper_pearson_upper, least_samples
 
 
@@ -60,14 +62,15 @@ class FitStatus(Callback):
         stepped, self._step = trainer.global_step > self._step, trainer.global_step
         self._unread.append(pending_step(self._step + (not stepped), outputs, batch))
         if stepped and at_log_step(trainer):  # reading a value makes a GPU wait
-            self._read(trainer)
+            self._read(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._check(trainer, pl_module)
 
-    def _read(self, trainer: Trainer) -> None:
+    def _read(self, trainer: Trainer, module: Any) -> None:
         """End the fit if a loss since the last look was not finite on any rank, at the first such step."""
-        broken = first_broken(self._unread)
+        log = getattr(module, "step_log", None)  # which has read it along with what is logged
+        broken = None if log is not None and log.read().finite else first_broken(self._unread)
         self._unread.clear()
         # All ranks end together: one that goes on would wait for the others for ever.
         if trainer.strategy.reduce_boolean_decision(broken is not None, all=False):
@@ -86,9 +89,11 @@ class FitStatus(Callback):
 
     def _check(self, trainer: Trainer, module: LightningModule) -> None:
         """End the fit if a loss is broken, or if its last step broke weights, which the loss shows only in the next."""
-        self._read(trainer)
+        self._read(trainer, module)
         trained = [(name, value) for name, value in module.named_parameters() if value.requires_grad]
-        broken = [name for name, value in trained if not torch.isfinite(value).all()]
+        finite = [torch.isfinite(value).all() for value in local(value for _, value in trained)]
+        finite = torch.stack(finite).tolist() if finite else []
+        broken = [name for (name, _), good in zip(trained, finite, strict=True) if not good]
         if trainer.strategy.reduce_boolean_decision(bool(broken), all=False):
             self._diverged(
                 trainer,

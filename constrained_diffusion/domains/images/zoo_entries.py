@@ -23,16 +23,18 @@ from constrained_diffusion.runtime import assets, cards
 from constrained_diffusion.runtime.cards import DataMaker, ZooEntry
 
 COUNT = 5000  #: seeds 0 .. 4999
+TRAINING_COUNT = 1000  #: samples to fine-tune on
+FIRST_TRAINING_SEED, TRAINING = 1_000_000, Sampler(steps=25)  #: as `GeneratedDataModule` would draw them
 PRECISION = "bf16-mixed"  #: of the configs that fine-tune it
 BEFORE = Sampler(steps=20)  #: the evaluation sampler
 QUALITY = Sampler(steps=50)  #: the sampler of the card's quality figures
 
 
 @torch.no_grad()
-def draw(denoiser: PretrainedDenoiser, sampler: Sampler, count: int, batch_size: int = 250) -> Tensor:
-    """Return the samples of seeds 0 .. count - 1, `(count, *shape)` in [0, 1], on the CPU."""
-    samples = []
-    for seeds in track(torch.arange(count).split(batch_size), description=f"{count} samples, {sampler.steps} steps"):
+def draw(denoiser: PretrainedDenoiser, sampler: Sampler, count: int, first: int = 0, batch_size: int = 250) -> Tensor:
+    """Return the samples of seeds first .. first + count - 1, `(count, *shape)` in [0, 1], on the CPU."""
+    samples, every = [], torch.arange(first, first + count)
+    for seeds in track(every.split(batch_size), description=f"{count} samples, {sampler.steps} steps"):
         z = seeded_noise(seeds.tolist(), denoiser.sample_shape, sampler, denoiser.noise_schedule)
         with torch.autocast("cpu", torch.bfloat16) if PRECISION == "bf16-mixed" else nullcontext():
             samples.append(sampler(denoiser.predict, denoiser.noise_schedule, z))
@@ -58,6 +60,7 @@ def denoiser(target: Path, export: Path, data: DataMaker, count: int = COUNT) ->
     quality = draw(model, QUALITY, count)
     before = draw(model, BEFORE, count)
     assets.write_sheet(before, target / "samples.png")
+    assets.write_sheet(draw(model, TRAINING, TRAINING_COUNT, FIRST_TRAINING_SEED), target / "training.png")
     found, found_before = measure(quality)["metrics"], measure(before)["metrics"]
     real = cards.read(assets.path("mnist_judge"))["figures"]["share_confidence_above_0.9"]
     figures = {
@@ -72,7 +75,8 @@ def denoiser(target: Path, export: Path, data: DataMaker, count: int = COUNT) ->
         "before_non_digit_rate": found_before["non_digit_rate"],
         "before_fid": found_before["fid"],
     }
-    drawn = asdict(BEFORE.of(model.noise_schedule))
+    before_by, training_by = (asdict(sampler.of(model.noise_schedule)) for sampler in (BEFORE, TRAINING))
+    how = {"precision": PRECISION, "size": model.sample_shape[-1]}
     return cards.Card(
         name=target.name,
         summary="A small UNet noise predictor for MNIST digits, (B, 1, 28, 28): the model that the demos fine-tune.",
@@ -85,8 +89,15 @@ def denoiser(target: Path, export: Path, data: DataMaker, count: int = COUNT) ->
             "EMA weights of the last step, in half precision; the run was stopped and resumed from its own checkpoint.",
             f"samples.png: the `before` samples of the evaluation seeds 0 .. {count - 1}, 100 in a row, from which "
             "`test` measures the pretrained model without sampling it again (`--recompute` samples it).",
+            f"training.png: samples of the seeds {FIRST_TRAINING_SEED} and on, on which fits train without drawing.",
         ],
-        samples={"sampler": drawn, "precision": PRECISION, "count": count, "size": model.sample_shape[-1]},
+        samples={"sampler": before_by, **how, "count": count},
+        training_samples={
+            "sampler": training_by,
+            **how,
+            "count": TRAINING_COUNT,
+            "first_seed": FIRST_TRAINING_SEED,
+        },
     )
 
 

@@ -6,9 +6,16 @@ one ends in a ValueError of one sentence that names it. Every part of the packag
 
 from constrained_diffusion.runtime.untrusted.documents import check_config, parse_json, read_json, restrict_configs
 from constrained_diffusion.runtime.untrusted.pictures import open_picture
-from constrained_diffusion.runtime.untrusted.weights import check_archive, no_larger_than, read_checkpoint, read_tensors
+from constrained_diffusion.runtime.untrusted.weights import (
+    HoldsObjectsError,
+    check_archive,
+    no_larger_than,
+    read_checkpoint,
+    read_tensors,
+)
 
 __all__ = [
+    "HoldsObjectsError",
     "check_archive",
     "check_config",
     "no_larger_than",

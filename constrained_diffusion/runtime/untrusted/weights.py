@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import re
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +16,25 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 _ZIP = b"PK\x03\x04"  #: how every file of torch.save begins, but those of before 2020
 _BYTEARRAYS = (b"c__builtin__\nbytearray\n", b"cbuiltins\nbytearray\n")  #: how a pickle names the class
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")  #: of a terminal, in torch's messages
+_REFUSED = re.compile(r"GLOBAL ([\w.]+)")  #: how torch names the class, or function, that it does not unpickle
 _PARAMETERS_PER_BYTE = 2  #: 1 at most (8-bit floats), and some modules register a parameter twice
+
+
+class HoldsObjectsError(ValueError):
+    """A file of torch.save holds objects besides tensors and plain types.
+
+    Args:
+        path: the file.
+        found: the class, or the function, of the first that was found.
+    """
+
+    def __init__(self, path: str | Path, found: str) -> None:
+        self.found = found
+        super().__init__(
+            f"'{path}' cannot be read: it holds {found} besides its tensors, and such objects can execute code: "
+            "expected tensors and plain types alone; take a checkpoint without it."
+        )
 
 
 def read_checkpoint(path: str | Path, *needs: str, map_location: str = "cpu") -> dict[str, Any]:
@@ -31,14 +51,19 @@ def read_checkpoint(path: str | Path, *needs: str, map_location: str = "cpu") ->
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it holds code, is truncated or damaged, would unpack to more than its size, is no dictionary, or a
-            key is missing.
+        HoldsObjectsError: it holds objects of other classes, or code.
+        ValueError: it is truncated or damaged, would unpack to more than its size, is no dictionary, or a key is
+            missing.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no checkpoint '{path}'.")
     check_archive(path)
     try:
         content: Any = torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        if not (found := _REFUSED.search(str(error))):
+            raise _unreadable(path, f"{type(error).__name__}: {_first_line(error)}") from error
+        raise HoldsObjectsError(path, found[1][:80]) from error
     except Exception as error:  # torch, pickle and zipfile have many, without a common base
         raise _unreadable(path, f"{type(error).__name__}: {_first_line(error)}") from error
     if not isinstance(content, dict):
@@ -140,4 +165,5 @@ def _unreadable(path: str | Path, why: str) -> ValueError:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    said = _COLOURS.sub("", str(error)).strip() or type(error).__name__
+    return said.splitlines()[0][:200].strip()

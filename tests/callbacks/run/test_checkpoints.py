@@ -36,8 +36,28 @@ def plain(tiny_denoiser: Any) -> ConstrainedDiffusion:
 
 
 def test_last_is_the_end_of_the_last_epoch(plain: Any, tiny_data: Any, fit: Any, steps: Steps) -> None:
-    fit(plain, tiny_data(), [LastCheckpoint()], max_epochs=3, enable_checkpointing=True)
+    fit(plain, tiny_data(), [LastCheckpoint(every_n_seconds=0)], max_epochs=3, enable_checkpointing=True)
     assert steps() == {"last.ckpt": 12}
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(0, {"last.ckpt": 8}), (1e9, {})])
+def test_last_waits_until_the_time_is_up(
+    seconds: float, expected: dict[str, int], plain: Any, tiny_data: Any, fit: Any, steps: Steps
+) -> None:
+    class Ended(Callback):
+        def on_train_epoch_start(self, trainer: Any, *args: Any) -> None:
+            if trainer.current_epoch == 2:
+                raise ZeroDivisionError
+
+    last = LastCheckpoint(every_n_seconds=seconds)
+    with pytest.raises(ZeroDivisionError):
+        fit(plain, tiny_data(), [last, Ended()], max_epochs=3, enable_checkpointing=True)
+    assert steps() == expected
+
+
+def test_a_negative_time_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"every_n_seconds is a time of 0 or more, got -1"):
+        LastCheckpoint(every_n_seconds=-1.0)
 
 
 def test_last_counts_steps_where_asked(plain: Any, tiny_data: Any, fit: Any, steps: Steps) -> None:
@@ -64,7 +84,13 @@ def test_last_between_the_ends_where_asked(plain: Any, tiny_data: Any, fit: Any,
 
 
 def test_last_has_seen_the_validation_of_its_epoch(scripted: Any, tiny_data: Any, fit: Any, tmp_path: Path) -> None:
-    fit(scripted([(1.0, GOOD)]), tiny_data(), [FitStatus(), LastCheckpoint()], max_epochs=1, enable_checkpointing=True)
+    fit(
+        scripted([(1.0, GOOD)]),
+        tiny_data(),
+        [FitStatus(), LastCheckpoint(every_n_seconds=0)],
+        max_epochs=1,
+        enable_checkpointing=True,
+    )
     saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]["FitStatus"]
     assert saved["last"]["val/diffusion_loss"] == 1.0
     assert saved["last"]["step"] == 4
@@ -117,8 +143,22 @@ def test_a_resumed_fit_remembers_what_was_best(
     script = [(1.0, GOOD), (2.0, GOOD), (0.5, GOOD)]
     last = str(tmp_path / "checkpoints" / "last.ckpt")
     settings = {"enable_checkpointing": True}
-    fit(scripted(script), tiny_data(), [LastCheckpoint(), BestFeasible()], max_epochs=1, **settings)
-    fit(scripted(script), tiny_data(), [LastCheckpoint(), BestFeasible()], last, max_epochs=2, **settings)
+    fit(scripted(script), tiny_data(), [LastCheckpoint(every_n_seconds=0), BestFeasible()], max_epochs=1, **settings)
+    fit(
+        scripted(script),
+        tiny_data(),
+        [LastCheckpoint(every_n_seconds=0), BestFeasible()],
+        last,
+        max_epochs=2,
+        **settings,
+    )
     assert steps() == {"best_feasible.ckpt": 4, "last.ckpt": 8}
-    fit(scripted(script), tiny_data(), [LastCheckpoint(), BestFeasible()], last, max_epochs=3, **settings)
+    fit(
+        scripted(script),
+        tiny_data(),
+        [LastCheckpoint(every_n_seconds=0), BestFeasible()],
+        last,
+        max_epochs=3,
+        **settings,
+    )
     assert steps() == {"best_feasible.ckpt": 12, "last.ckpt": 12}

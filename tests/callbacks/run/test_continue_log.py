@@ -26,7 +26,7 @@ def part(tiny_denoiser: Any, tiny_data: Any, fit: Any, tmp_path: Path) -> Any:
         checkpoint = str(tmp_path / "checkpoints" / "last.ckpt") if resume else None
         logger = CSVLogger(tmp_path, name="", version="", flush_logs_every_n_steps=3)
         continued = [ContinueLog(tmp_path / "metrics.csv")] if resume else []
-        callbacks = [*continued, KeepLog(), LastCheckpoint(every), *callbacks]
+        callbacks = [*continued, KeepLog(), LastCheckpoint(every, 0), *callbacks]
         fixed = {"logger": logger, "log_every_n_steps": 1, "enable_checkpointing": True}
         fit(ConstrainedDiffusion(denoiser or tiny_denoiser()), tiny_data(), callbacks, checkpoint, **fixed, **settings)
 

@@ -48,10 +48,23 @@ def test_the_best_feasible_weights_where_there_are_some(
 
 def test_a_resumed_fit_exports_anew(scripted: Any, tiny_data: Any, fit: Any, tmp_path: Path) -> None:
     script, last = [(1.0, BAD), (1.0, BAD)], str(tmp_path / "checkpoints" / "last.ckpt")
-    fit(scripted(script), tiny_data(), [Export(), LastCheckpoint()], max_epochs=1, enable_checkpointing=True)
+    fit(
+        scripted(script),
+        tiny_data(),
+        [Export(), LastCheckpoint(every_n_seconds=0)],
+        max_epochs=1,
+        enable_checkpointing=True,
+    )
     before = exported(tmp_path)
     module = scripted(script)
-    fit(module, tiny_data(), [Export(), LastCheckpoint()], last, max_epochs=2, enable_checkpointing=True)
+    fit(
+        module,
+        tiny_data(),
+        [Export(), LastCheckpoint(every_n_seconds=0)],
+        last,
+        max_epochs=2,
+        enable_checkpointing=True,
+    )
     assert not same(exported(tmp_path), before)
     assert same(exported(tmp_path), module.networks.ema.state_dict())
 

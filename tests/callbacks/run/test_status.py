@@ -102,7 +102,13 @@ def test_a_loss_that_is_no_number(
 ) -> None:
     module = NaNAt(tiny_denoiser(), too_bright(), optimizer=partial(torch.optim.SGD, lr=0.01))
     with pytest.raises(DivergedError, match=r"the loss is nan at step 6 \(not finite: .*loss/diffusion.*learning rate"):
-        fit(module, tiny_data(), [FitStatus(), LastCheckpoint()], max_epochs=3, enable_checkpointing=True)
+        fit(
+            module,
+            tiny_data(),
+            [FitStatus(), LastCheckpoint(every_n_seconds=0)],
+            max_epochs=3,
+            enable_checkpointing=True,
+        )
     assert (status(tmp_path)["status"], status(tmp_path)["step"]) == ("diverged", 6)
     last = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["global_step"] == 4
@@ -190,7 +196,7 @@ def test_weights_that_the_last_step_of_an_epoch_broke_are_not_saved(
     data = tiny_data(batch_size=64, val_samples=val_samples)
     settings = {"enable_checkpointing": True, "check_val_every_n_epoch": validate_every}
     with pytest.raises(DivergedError, match=r"1 of 6 tensors of weights are broken at step 1 .*last.bias"):
-        fit(module, data, [FitStatus(), LastCheckpoint()], **settings)
+        fit(module, data, [FitStatus(), LastCheckpoint(every_n_seconds=0)], **settings)
     assert status(tmp_path)["status"] == "diverged"
     assert not (tmp_path / "checkpoints" / "last.ckpt").exists()
 

@@ -15,7 +15,13 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from constrained_diffusion.runtime.untrusted import check_archive, no_larger_than, read_checkpoint, read_tensors
+from constrained_diffusion.runtime.untrusted import (
+    HoldsObjectsError,
+    check_archive,
+    no_larger_than,
+    read_checkpoint,
+    read_tensors,
+)
 
 CONTENT = {"state_dict": {"w": torch.arange(1000.0)}, "global_step": 7}
 
@@ -70,7 +76,7 @@ def test_code_is_not_executed(file: Path, tmp_path: Path) -> None:
     mark = tmp_path / "executed"
     for new in (True, False):
         torch.save({**CONTENT, "more": Trap(mark)}, file, _use_new_zipfile_serialization=new)
-        with pytest.raises(ValueError, match="cannot be read: .*UnpicklingError"):
+        with pytest.raises(HoldsObjectsError, match=r"cannot be read: it holds [\w.]+ besides its tensors"):
             read_checkpoint(file)
         assert not mark.exists()
     file.write_bytes(pickle.dumps(Trap(mark)))
@@ -79,6 +85,16 @@ def test_code_is_not_executed(file: Path, tmp_path: Path) -> None:
     assert not mark.exists()
     pickle.loads(file.read_bytes())
     assert mark.exists()  # the trap is a real one
+
+
+def test_what_a_checkpoint_holds_besides_tensors_is_named(file: Path) -> None:
+    for new in (True, False):
+        torch.save({**CONTENT, "hyper_parameters": {"folder": Path("x")}}, file, _use_new_zipfile_serialization=new)
+        with pytest.raises(HoldsObjectsError) as caught:
+            read_checkpoint(file)
+        said = str(caught.value)
+        assert f"'{file}' cannot be read: it holds pathlib.PosixPath besides its tensors" in said
+        assert said.isprintable()  # torch's own has colours
 
 
 def test_a_zip_bomb_is_not_unpacked(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
