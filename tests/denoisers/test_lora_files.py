@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from constrained_diffusion.denoisers.adapter import Denoiser
-from constrained_diffusion.denoisers.export import export
 from constrained_diffusion.denoisers.loading import PretrainedDenoiser
 from constrained_diffusion.denoisers.lora_files import LORA_NAME, load_lora, save_lora, takes_lora
-from constrained_diffusion.denoisers.merging import adapter_layers
-from constrained_diffusion.diffusion.sampler import Sampler, sample
 from constrained_diffusion.diffusion.variance_preserving import VariancePreserving
 from constrained_diffusion.fine_tuning.networks import Networks
 
@@ -201,86 +197,6 @@ def test_a_source_with_adapters(folders: dict[str, Path], tmp_path: Path) -> Non
     assert difference(ask("sd", pipeline.unet), ask("sd", networks.ema)) < 1e-5
     with pytest.raises(ValueError, match="adapters, not whole weights: .* this folder as `adapters`"):
         PretrainedDenoiser(str(tmp_path / "export"))
-
-
-PROMPT = ["a white duck"]
-
-
-def drawn(denoiser: PretrainedDenoiser) -> Tensor:
-    """A picture of `PROMPT`, as `drawn_by_diffusers` draws it."""
-    z = torch.randn(1, 1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
-    with torch.no_grad():
-        latents = sample(denoiser.predictor(denoiser.encode(PROMPT)), denoiser.noise_schedule, z, Sampler(4))
-        return denoiser.codec.decode(latents).clamp(0, 1)
-
-
-def drawn_by_diffusers(folder: Path, adapters: list[str]) -> Tensor:
-    pipeline = diffusers.DiffusionPipeline.from_pretrained(folder)
-    pipeline.set_progress_bar_config(disable=True)
-    pipeline.scheduler = diffusers.DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
-    names = [f"adapter_{place}" for place in range(len(adapters))]
-    for name, path in zip(names, adapters, strict=True):
-        pipeline.load_lora_weights(path, adapter_name=name)
-    pipeline.set_adapters(names)
-    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
-    settings = {"num_inference_steps": 4, "guidance_scale": 1.0, "output_type": "pt"}
-    found: Tensor = pipeline(PROMPT, latents=latents, **settings).images
-    return found
-
-
-@pytest.fixture(scope="module")
-def two_adapters(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Folders of random adapters of the `sd` pipeline, the second trained on top of the first; one has a dot."""
-    made: list[str] = []
-    torch.manual_seed(0)
-    for name in ("first", "second-0.1"):
-        networks = Networks(PretrainedDenoiser(str(folders["sd"]), adapters=list(made)), lora=SETTINGS)
-        made.append(str(tmp_path_factory.mktemp("adapters") / name))
-        networks.export(made[-1])
-    return made
-
-
-# diffusers' own way to load a second file: peft warns that there is a first one
-@pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute")
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-@pytest.mark.parametrize("count", [1, 2])
-def test_given_adapters_are_part_of_the_model_and_of_its_export(
-    folders: dict[str, Path], two_adapters: list[str], tmp_path: Path, count: int
-) -> None:
-    given = two_adapters[:count]
-    denoiser = PretrainedDenoiser(str(folders["sd"]), adapters=given[0] if count == 1 else given)
-    assert denoiser.adapters == given
-    assert not adapter_layers(denoiser.network)
-    plain = PretrainedDenoiser(str(folders["sd"]))
-    assert denoiser.network.state_dict().keys() == plain.network.state_dict().keys()
-    expected = drawn_by_diffusers(folders["sd"], given)
-    assert difference(drawn(denoiser), expected) < 1e-4
-    assert difference(drawn(plain), expected) > 1e-3
-    again = PretrainedDenoiser(str(export(denoiser, tmp_path / "export")))
-    assert difference(drawn(again), expected) < 1e-4
-
-
-def test_an_export_has_the_adapters_that_are_still_beside_the_weights(fitted: Any, tmp_path: Path) -> None:
-    fitted("sd").export(tmp_path / "given")
-    denoiser = make_denoiser("sd")
-    load_lora(denoiser.network, tmp_path / "given")
-    expected = ask("sd", denoiser.network)
-    export(denoiser, tmp_path / "export")
-    read = diffusers.UNet2DConditionModel.from_pretrained(tmp_path / "export")
-    assert difference(ask("sd", read), expected) < 1e-5
-    assert adapter_layers(denoiser.network)  # the denoiser itself stays as it was
-
-
-def test_adapters_on_top_of_others_say_so(folders: dict[str, Path], two_adapters: list[str]) -> None:
-    first, second = two_adapters
-    assert "on_top_of" not in json.loads((Path(first) / "constrained_diffusion.json").read_text())
-    assert json.loads((Path(second) / "constrained_diffusion.json").read_text())["on_top_of"] == [first]
-    for alone in (second, str(Path(second) / LORA_NAME)):
-        with pytest.warns(UserWarning, match=rf"were trained on top of {first}: give all of them, the earlier"):
-            PretrainedDenoiser(str(folders["sd"]), adapters=alone)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", "the adapters in")
-        PretrainedDenoiser(str(folders["sd"]), adapters=[first, second])
 
 
 def test_adapters_for_another_network(fitted: Any, tmp_path: Path) -> None:
