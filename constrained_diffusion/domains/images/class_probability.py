@@ -32,9 +32,11 @@ class ClassProbability(FrozenClassifier, Constraint):
         threshold: the largest acceptable probability, in [0, 1).
         preprocess: maps samples in the data's units to the classifier's input (resize, normalise); nothing by default.
         tolerance: delta of eq. 14, in units of probability.
+        margin: for safety the penalty aims at a probability of threshold - margin, while a sample counts as violating
+            only above the threshold; in [0, threshold].
 
     Raises:
-        ValueError: the threshold or the label is out of range.
+        ValueError: the threshold, the label or the margin is out of range.
     """
 
     def __init__(
@@ -44,13 +46,16 @@ class ClassProbability(FrozenClassifier, Constraint):
         threshold: float = 0.1,
         preprocess: nn.Module | None = None,
         tolerance: float = 0.0,
+        margin: float = 0.0,
     ) -> None:
         super().__init__(tolerance)
         if not 0 <= threshold < 1:
             raise ValueError(f"ClassProbability expects a threshold in [0, 1), got {threshold}; the paper uses 0.1.")
-        self.threshold = threshold
+        if not 0 <= margin <= threshold:
+            raise ValueError(f"ClassProbability expects a margin in [0, threshold], [0, {threshold}], got {margin}.")
+        self.threshold, self.margin = threshold, margin
         self.freeze(classifier, label, preprocess)
 
     def forward(self, clean: Tensor) -> Tensor:
-        """Return g = p(label | clean) - threshold, shape `(B,)`, values in [-threshold, 1 - threshold]."""
-        return class_probability(self.logits(clean), self.label) - self.threshold
+        """Return g = p(label | clean) - (threshold - margin), shape `(B,)`."""
+        return class_probability(self.logits(clean), self.label) - (self.threshold - self.margin)

@@ -99,6 +99,22 @@ def test_checking_data_says_what_does_not_fit(classifier, label, shape, message)
         ClassProbability(classifier, label).check_data(shape)
 
 
+def test_a_margin_is_aimed_at_and_leaves_the_verdict_as_it_is():
+    logits = torch.tensor([[0.03, 0.97], [0.08, 0.92], [0.12, 0.88]], dtype=torch.float64).log()  # p of class 0
+    plain = ClassProbability(nn.Identity(), label=0, threshold=0.1)
+    careful = ClassProbability(nn.Identity(), label=0, threshold=0.1, margin=0.05)
+    assert (plain(logits) > 0).tolist() == [False, False, True]
+    assert (careful(logits) > 0).tolist() == [False, True, True]  # what the penalty sees
+    assert careful.holds(logits).tolist() == plain.holds(logits).tolist() == [True, True, False]
+    torch.testing.assert_close(careful(logits), plain(logits) + 0.05)
+
+
+@pytest.mark.parametrize("margin", [-0.01, 0.2])
+def test_margin_outside_its_range(margin):
+    with pytest.raises(ValueError, match=r"margin in \[0, threshold\], \[0, 0.1\], got"):
+        ClassProbability(smooth_classifier(), label=0, threshold=0.1, margin=margin)
+
+
 @pytest.mark.parametrize("threshold", [-0.1, 1.0])
 def test_threshold_outside_its_range(threshold):
     with pytest.raises(ValueError, match=r"threshold in \[0, 1\), got"):
