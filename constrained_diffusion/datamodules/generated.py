@@ -22,7 +22,6 @@ from constrained_diffusion.objectives import Constraint
 from constrained_diffusion.runtime import assets, untrusted
 from constrained_diffusion.runtime.data import DiffusionDataModule, TensorRows
 from constrained_diffusion.runtime.randomness import mix
-from constrained_diffusion.runtime.ranks import gather_from_ranks
 
 FIRST_SEED = 1_000_000  # evaluation uses seeds 0, 1, ..; the training set must not hold the same samples
 
@@ -188,9 +187,7 @@ class GeneratedDataModule(DiffusionDataModule):
         assert trainer is not None
         # One rank decides for all: another run may write the file between two ranks' looks at it.
         if not trainer.strategy.broadcast(path.is_file()):
-            drawn = self._draw()
-            if trainer.is_global_zero:
-                _write(path, drawn)
+            self._draw(path)
         trainer.strategy.barrier("generated samples")
         drawn = untrusted.read_tensors(path, "drawn")[0]["drawn"]
         if drawn.shape != (expected := (self.samples + self.held_out, *module.denoiser.sample_shape)):
@@ -216,24 +213,32 @@ class GeneratedDataModule(DiffusionDataModule):
         assert self._data is not None
         return self._data
 
-    def _draw(self) -> Tensor:
+    def _draw(self, path: Path) -> None:
+        """Draw the samples and write them to `path`, together with the other ranks, each of which draws its share."""
         module, count, trainer = self._module, self.samples + self.held_out, self.trainer
         assert trainer is not None
         module.to(trainer.strategy.root_device)
         guide = None if self.guide is None else self.guide.to(trainer.strategy.root_device)
         batches = torch.arange(self.first_seed, self.first_seed + count).split(self.eval_batch_size)
         # Ranks take whole batches in turn: the calls that one rank would make, and so the same bits.
+        rank, ranks = trainer.global_rank, trainer.world_size
         mine = track(
-            batches[trainer.global_rank :: trainer.world_size],
+            range(rank, len(batches), ranks),
             description=f"Drawing {count} samples from the pretrained model",
             disable=not trainer.is_global_zero,
         )
-        drawn = [
-            module.encoded_sample(b.tolist(), "raw", sampler=self.sampler_settings, guide=guide).float().cpu()
-            for b in mine
-        ]
-        shares = gather_from_ranks(drawn)
-        return torch.cat([shares[i % len(shares)][i // len(shares)] for i in range(len(batches))])
+        how: dict[str, Any] = {"sampler": self.sampler_settings, "guide": guide}
+        drawn = {str(i): module.encoded_sample(batches[i].tolist(), "raw", **how).float().cpu() for i in mine}
+        # By files, which all ranks read in the end anyway: a collective would take the whole set onto every GPU.
+        run = trainer.strategy.broadcast(os.getpid())
+        parts = [path.with_suffix(f".{run}-{other}") for other in range(ranks)]
+        _write(parts[rank], drawn)
+        trainer.strategy.barrier("shares of the generated samples")
+        if trainer.is_global_zero:
+            shares = {key: value for part in parts for key, value in untrusted.read_tensors(part)[0].items()}
+            _write(path, {"drawn": torch.cat([shares[str(i)] for i in range(len(batches))])})
+            for part in parts:
+                part.unlink()
 
 
 def chosen(rows: TensorRows, index: Sequence[int] | Tensor) -> TensorRows:
@@ -272,8 +277,8 @@ def with_stand_ins(rows: TensorRows, feasible: Tensor, each: int, seed: int, mix
     return TensorRows(given.clean, asked.condition, None, given.latent, given.condition)
 
 
-def _write(path: Path, drawn: Tensor) -> None:
+def _write(path: Path, tensors: dict[str, Tensor]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}")
-    save_file({"drawn": drawn.contiguous()}, unfinished)
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, unfinished)
     unfinished.replace(path)  # atomic: a killed run leaves no half-written cache

@@ -55,7 +55,8 @@ def condition_on_feasible(
     signal, sigma = schedule.coefficients(timesteps, flat)
     # ||x_t - s x_i||^2 without the term that all i share
     with without_autocast(noisy):  # the rows of the bank differ by less than half precision resolves
-        distance = signal.square() * bank.square().sum(1) - 2 * signal * (flat @ bank.T)
+        norms = torch.einsum("nd,nd->n", bank, bank)  # without a squared copy of the bank
+        distance = signal.square() * norms - 2 * signal * (flat @ bank.T)
     evidence = -distance / (2 * sigma.square())
     undecided = torch.zeros_like(timesteps, dtype=torch.bool) if open_from is None else timesteps >= open_from
     if rows is not None:

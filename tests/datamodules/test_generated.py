@@ -75,6 +75,7 @@ def test_no_sample_of_the_evaluation_is_in_the_set(attach: Attach) -> None:
 def test_the_set_is_drawn_once_and_kept(attach: Attach, monkeypatch: pytest.MonkeyPatch) -> None:
     _, first = attach()
     assert load_file(first.cache_file())["drawn"].shape == (32, 1, 8, 8)
+    assert list(first.cache_file().parent.iterdir()) == [first.cache_file()]  # the ranks' shares are gone
     monkeypatch.delattr(GeneratedDataModule, "_draw")
     _, second = attach()
     assert torch.equal(first.data[0].clean, second.data[0].clean)
@@ -193,7 +194,7 @@ def test_a_killed_draw_leaves_no_half_file(attach: Attach, monkeypatch: pytest.M
 
     monkeypatch.setattr(generated, "save_file", cut)
     with pytest.raises(KeyboardInterrupt):
-        generated._write(tmp_path / "generated" / "x.safetensors", torch.zeros(1))
+        generated._write(tmp_path / "generated" / "x.safetensors", {"drawn": torch.zeros(1)})
     assert not (tmp_path / "generated" / "x.safetensors").exists()
 
 

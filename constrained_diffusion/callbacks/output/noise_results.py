@@ -53,9 +53,10 @@ class NoiseResults(NoiseCallback):
         self._kept: dict[str, Job] = {}  # the jobs whose rows are on disk
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._ranks = AllRanks()
+        self._ranks, self._device = AllRanks(), pl_module.device
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._device = pl_module.device
         run = RunFolder.of(trainer)
         for folder in (run.side("before"), run.side("after"), run.noise, run.unfinished):
             folder.mkdir(parents=True, exist_ok=True)
@@ -151,6 +152,7 @@ class NoiseResults(NoiseCallback):
             rows = read_results(run.path)
             _merge(run, rows)
             if pl_module.evaluation is not None and rows:
+                pl_module.to(self._device)  # Lightning has moved it to the host, where a judge takes much longer
                 _measure(run, [row["key"] for row in rows], pl_module)
             shutil.rmtree(run.unfinished, ignore_errors=True)  # states of finished batches
             run.finished.touch()
