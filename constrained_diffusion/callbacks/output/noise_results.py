@@ -152,8 +152,7 @@ class NoiseResults(NoiseCallback):
             rows = read_results(run.path)
             _merge(run, rows)
             if pl_module.evaluation is not None and rows:
-                pl_module.to(self._device)  # Lightning has moved it to the host, where a judge takes much longer
-                _measure(run, [row["key"] for row in rows], pl_module)
+                _measure(run, [row["key"] for row in rows], pl_module, self._device)
             shutil.rmtree(run.unfinished, ignore_errors=True)  # states of finished batches
             run.finished.touch()
             print(summary(rows) + f" They are in {run}.")
@@ -177,14 +176,16 @@ def _merge(run: RunFolder, rows: Sequence[Mapping[str, Any]]) -> None:
         file.unlink()
 
 
-def _measure(run: RunFolder, keys: Sequence[str], module: Any) -> None:
-    results = before_and_after(run.path, keys, module.evaluation, module.constraints, module.device)
+def _measure(run: RunFolder, keys: Sequence[str], module: Any, device: torch.device) -> None:
+    for part in (module.evaluation, *module.constraints):  # Lightning has moved them to the host, where judging is slow
+        part.to(device)
+    results = before_and_after(run.path, keys, module.evaluation, module.constraints, device)
     results["versions"] = versions()
     write_json(run.results, results)
     print(before_after_table(results))
     if draws_overlays(module.evaluation):
         for side in ("before", "after"):
-            write_overlays(module.evaluation, samples(run.path, keys, side).to(module.device), run, side)
+            write_overlays(module.evaluation, samples(run.path, keys, side).to(device), run, side)
 
 
 def _unfinished(trainer: Trainer) -> Path:
