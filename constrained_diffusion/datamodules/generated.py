@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import track
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -22,6 +21,7 @@ from constrained_diffusion.objectives import Constraint
 from constrained_diffusion.runtime import assets, untrusted
 from constrained_diffusion.runtime.data import DiffusionDataModule, TensorRows
 from constrained_diffusion.runtime.randomness import mix
+from constrained_diffusion.runtime.tracking import tracked
 
 FIRST_SEED = 1_000_000  # evaluation uses seeds 0, 1, ..; the training set must not hold the same samples
 
@@ -222,11 +222,8 @@ class GeneratedDataModule(DiffusionDataModule):
         batches = torch.arange(self.first_seed, self.first_seed + count).split(self.eval_batch_size)
         # Ranks take whole batches in turn: the calls that one rank would make, and so the same bits.
         rank, ranks = trainer.global_rank, trainer.world_size
-        mine = track(
-            range(rank, len(batches), ranks),
-            description=f"Drawing {count} samples from the pretrained model",
-            disable=not trainer.is_global_zero,
-        )
+        said = f"Drawing {count} samples from the pretrained model"
+        mine = tracked(range(rank, len(batches), ranks), said, silent=not trainer.is_global_zero)
         how: dict[str, Any] = {"sampler": self.sampler_settings, "guide": guide}
         drawn = {str(i): module.encoded_sample(batches[i].tolist(), "raw", **how).float().cpu() for i in mine}
         # By files, which all ranks read in the end anyway: a collective would take the whole set onto every GPU.

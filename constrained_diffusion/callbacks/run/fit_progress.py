@@ -15,8 +15,9 @@ from lightning.pytorch.utilities import rank_zero_info
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column
 
-from constrained_diffusion.callbacks.run.pace import Pace, figures, in_words
+from constrained_diffusion.callbacks.run.pace import Pace, figures
 from constrained_diffusion.fine_tuning.step_log import at_log_step
+from constrained_diffusion.runtime.tracking import in_words
 
 
 class _Progress(ProgressBar):

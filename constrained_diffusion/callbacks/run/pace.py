@@ -45,14 +45,3 @@ def figures(terms: Mapping[str, Tensor | float]) -> dict[str, float]:
     shown = {"violating": "violation_rate/", "P": "penalty/", "loss": "loss/total"}
     found = {name: [float(v) for key, v in terms.items() if key.startswith(prefix)] for name, prefix in shown.items()}
     return {name: max(values) for name, values in found.items() if values}
-
-
-def in_words(seconds: float) -> str:
-    """Return a duration.
-
-    >>> in_words(7.2), in_words(130), in_words(3723)
-    ('0:07', '2:10', '1:02:03')
-    """
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

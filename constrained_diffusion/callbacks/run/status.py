@@ -38,7 +38,6 @@ class FitStatus(Callback):
     def __init__(self) -> None:
         self.seconds = 0.0  #: of earlier parts of a resumed fit
         self.evaluation_seconds = 0.0  #: of them, spent in validations
-        self.first: dict[str, float] = {}
         self.best: dict[str, float] = {}
         self.last: dict[str, float] = {}
         self._validating = 0.0
@@ -115,7 +114,6 @@ class FitStatus(Callback):
             return
         self.last = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
         self.last["step"] = trainer.global_step
-        self.first = self.first or self.last
         upper = self.last.get("val/own_violation_upper_95")
         if upper is not None and upper <= pl_module.max_violation_rate:
             loss = self.last.get("val/diffusion_loss", 0.0)
@@ -141,11 +139,10 @@ class FitStatus(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         seconds = {"seconds": self._elapsed(), "evaluation_seconds": self.evaluation_seconds}
-        return {**seconds, "first": self.first, "best": self.best, "last": self.last}
+        return {**seconds, "best": self.best, "last": self.last}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.seconds, self.evaluation_seconds = state_dict["seconds"], state_dict["evaluation_seconds"]
-        self.first = state_dict["first"]
         self.best, self.last = state_dict["best"], state_dict["last"]
 
 

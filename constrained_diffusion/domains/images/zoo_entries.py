@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from constrained_diffusion.denoisers.loading import PretrainedDenoiser
@@ -21,6 +20,7 @@ from constrained_diffusion.domains.images.zoo_classifiers import classifier, jud
 from constrained_diffusion.domains.images.zoo_latent import autoencoder, flow, halve
 from constrained_diffusion.runtime import assets, cards
 from constrained_diffusion.runtime.cards import DataMaker, ZooEntry
+from constrained_diffusion.runtime.tracking import tracked
 
 COUNT = 5000  #: seeds 0 .. 4999
 TRAINING_COUNT = 1000  #: samples to fine-tune on
@@ -34,7 +34,7 @@ QUALITY = Sampler(steps=50)  #: the sampler of the card's quality figures
 def draw(denoiser: PretrainedDenoiser, sampler: Sampler, count: int, first: int = 0, batch_size: int = 250) -> Tensor:
     """Return the samples of seeds first .. first + count - 1, `(count, *shape)` in [0, 1], on the CPU."""
     samples, every = [], torch.arange(first, first + count)
-    for seeds in track(every.split(batch_size), description=f"{count} samples, {sampler.steps} steps"):
+    for seeds in tracked(every.split(batch_size), f"{count} samples, {sampler.steps} steps"):
         z = seeded_noise(seeds.tolist(), denoiser.sample_shape, sampler, denoiser.noise_schedule)
         with torch.autocast("cpu", torch.bfloat16) if PRECISION == "bf16-mixed" else nullcontext():
             samples.append(sampler(denoiser.predict, denoiser.noise_schedule, z))

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -23,6 +22,7 @@ from constrained_diffusion.domains.images.zoo_classifiers import MNIST, MNIST_LI
 from constrained_diffusion.runtime import cards
 from constrained_diffusion.runtime.cards import DataMaker
 from constrained_diffusion.runtime.cpu_precision import computes_in_bfloat16
+from constrained_diffusion.runtime.tracking import tracked
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 COUNT = 5000  #: seeds 0 .. 4999, asked for the ten digits in turn
@@ -76,7 +76,7 @@ def autoencoder(target: Path, export: Path, data: DataMaker) -> cards.Card:
 def draw(denoiser: PretrainedDenoiser, labels: Tensor, batch_size: int = 250) -> Tensor:
     """Return the samples of seeds 0, 1, .., each asked for its label, `(N, 1, 28, 28)` in [0, 1]."""
     found = []
-    for seeds in track(torch.arange(len(labels)).split(batch_size), description=f"{len(labels)} samples"):
+    for seeds in tracked(torch.arange(len(labels)).split(batch_size), f"{len(labels)} samples"):
         z = seeded_noise(seeds.tolist(), denoiser.sample_shape, SAMPLER, denoiser.noise_schedule)
         with torch.autocast("cpu", torch.bfloat16) if computes_in_bfloat16() else nullcontext():
             latents = SAMPLER(denoiser.predictor({"class_labels": labels[seeds]}), denoiser.noise_schedule, z)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from constrained_diffusion.callbacks.run.pace import Pace, figures, in_words
+from constrained_diffusion.callbacks.run.pace import Pace, figures
 
 
 def test_of_several_constraints_the_worst_is_shown_and_the_constraint_comes_first() -> None:
@@ -47,8 +47,3 @@ def test_slow_steps_are_told_of_every_half_minute_and_more_rarely_in_a_long_fit(
     assert lines(Pace(0.0, 0, 10), 100.0) == list(range(1, 11))
     assert lines(Pace(0.0, 0, 1000), 1.0)[:4] == [30, 60, 90, 100]
     assert len(lines(Pace(0.0, 0, 86_400), 1.0)) < 150
-
-
-@pytest.mark.parametrize(("seconds", "said"), [(0.2, "0:00"), (59.6, "1:00"), (130, "2:10"), (3723, "1:02:03")])
-def test_durations(seconds: float, said: str) -> None:
-    assert in_words(seconds) == said

@@ -203,12 +203,12 @@ def test_weights_that_the_last_step_of_an_epoch_broke_are_not_saved(
 
 def test_a_resumed_fit_goes_on_counting() -> None:
     first, second = FitStatus(), FitStatus()
-    first.best, first.first, first.last = {"val/diffusion_loss": 1.0}, {"step": 1.0}, {"step": 2.0}
+    first.best, first.last = {"val/diffusion_loss": 1.0}, {"step": 2.0}
     first.seconds, first.evaluation_seconds = 100.0, 10.0
     second.load_state_dict(first.state_dict())
     assert second.state_dict()["seconds"] >= 100.0
     assert second.evaluation_seconds == 10.0
-    assert (second.best, second.first, second.last) == (first.best, first.first, first.last)
+    assert (second.best, second.last) == (first.best, first.last)
 
 
 def test_the_settings_behind_the_verdict_are_recorded(scripted: Any, tiny_data: Any, fit: Any, tmp_path: Path) -> None:
@@ -283,7 +283,7 @@ def test_a_validation_without_a_held_out_loss_is_not_the_best(
 def test_the_check_before_the_fit_is_no_validation(scripted: Any, tiny_data: Any, fit: Any) -> None:
     callback = FitStatus()
     fit(scripted([(1.0, GOOD), (2.0, GOOD)]), tiny_data(), [callback], max_epochs=2, num_sanity_val_steps=-1)
-    assert [found["step"] for found in (callback.first, callback.best, callback.last)] == [4, 4, 8]
+    assert [found["step"] for found in (callback.best, callback.last)] == [4, 8]
 
 
 def test_too_few_samples_for_any_verdict_are_told_of_at_the_start(
