@@ -5,18 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from constrained_diffusion.batch import Seeds
 from constrained_diffusion.condition import Condition, take
 from constrained_diffusion.denoisers.adapter import Denoiser
 from constrained_diffusion.denoisers.calls import names_of
+from constrained_diffusion.denoisers.lora_files import LORA_NAME
 from constrained_diffusion.denoisers.reading import check_ends, check_reading
 from constrained_diffusion.diffusion.normalizer import MeasuredNormalizer, Normalizer
 from constrained_diffusion.diffusion.rejection import Rejection, RejectionResult, check_rejection, rejection_sample
@@ -197,6 +200,13 @@ def validation_figures(evaluator: Evaluator, trainer: Any) -> dict[str, float]:
     if len(trainer.num_val_batches) < 2:  # the same on every rank, unlike the number of samples drawn
         return {}
     return evaluator.validation_figures(getattr(trainer.datamodule, "first_eval_seed", 0), str(trainer.precision))
+
+
+def say_what_is_beneath(denoiser: Denoiser, folder: Path) -> None:
+    """Say which earlier adapters those in `folder`, an export, are on top of, where it holds such."""
+    earlier = getattr(denoiser, "adapters", [])
+    if earlier and (folder / LORA_NAME).is_file():
+        rank_zero_info(f"the adapters are on top of {', '.join(earlier)}: load those too, and first.")
 
 
 def share_out(networks: Networks, trainer: Trainer) -> None:

@@ -202,4 +202,5 @@ class ConstrainedDiffusion(TrainedModule):
     def export(self, folder: str | Path, checkpoint: str | Path | None = None) -> None:
         """Write the EMA weights, of `checkpoint` where one is given, to `folder`, and how they were trained."""
         self.networks.export(folder, None if checkpoint is None else read_ema(checkpoint), self.merge_lora)
+        hooks.say_what_is_beneath(self.denoiser, Path(folder))
         self.write_training(folder)

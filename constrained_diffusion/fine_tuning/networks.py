@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -237,8 +236,6 @@ class Networks(nn.Module):
         if self.lora and not merge_lora and takes_lora(self.denoiser.pipeline_class):
             earlier = getattr(self.denoiser, "adapters", [])
             export_lora(self.averaged, folder, str(self.denoiser.pipeline_class), ema, earlier)
-            if earlier:
-                rank_zero_info(f"the adapters are on top of {', '.join(earlier)}: load those too, and first.")
             return
         network = copy.deepcopy(self.averaged)
         if ema is not None:

@@ -96,6 +96,7 @@ trainer:
   max_epochs: 1
   accelerator: cpu
   enable_progress_bar: false
+  log_every_n_steps: 1
   callbacks:
     - class_path: PenaltyScheduler
       init_args: {initial: 0.5, stop_below: 0.0625}

@@ -15,7 +15,7 @@ from constrained_diffusion.callbacks.run.pending_losses import PendingStep, firs
 from constrained_diffusion.fine_tuning.step_log import at_log_step
 from constrained_diffusion.reports import table
 from constrained_diffusion.runtime.files import write_json
-from constrained_diffusion.runtime.ranks import gather_from_ranks
+from constrained_diffusion.runtime.ranks import gather_from_ranks, sum_over_ranks
 from constrained_diffusion.runtime.run_folder import RunFolder
 from constrained_diffusion.runtime.sharding import local
 from constrained_diffusion.statistics import clopper_pearson_upper, least_samples
@@ -90,10 +90,10 @@ class FitStatus(Callback):
         """End the fit if a loss is broken, or if its last step broke weights, which the loss shows only in the next."""
         self._read(trainer, module)
         trained = [(name, value) for name, value in module.named_parameters() if value.requires_grad]
-        finite = [torch.isfinite(value).all() for value in local(value for _, value in trained)]
-        finite = torch.stack(finite).tolist() if finite else []
-        broken = [name for (name, _), good in zip(trained, finite, strict=True) if not good]
-        if trainer.strategy.reduce_boolean_decision(bool(broken), all=False):
+        wrong = [~torch.isfinite(value).all() for value in local(value for _, value in trained)]
+        counts = sum_over_ranks(torch.stack(wrong).int()).tolist() if wrong else []  # each rank may have a share alone
+        broken = [name for (name, _), count in zip(trained, counts, strict=True) if count]
+        if broken:
             self._diverged(
                 trainer,
                 f"{len(broken)} of {len(trained)} tensors of weights are broken",
