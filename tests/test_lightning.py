@@ -113,7 +113,7 @@ def test_no_undocumented_state_is_used_that_the_page_does_not_list() -> None:
 @pytest.mark.parametrize("attribute", sorted({name for name, _ in listed(rf"\w+\.{PRIVATE[1:-1]}")}))
 def test_each_private_attribute_is_still_there(attribute: str) -> None:
     owner, _, name = attribute.partition(".")
-    homes = (lightning.pytorch, lightning.pytorch.cli, lightning.pytorch.strategies)
+    homes = (lightning.pytorch, lightning.pytorch.cli, lightning.pytorch.loops, lightning.pytorch.strategies)
     (cls,) = {getattr(home, owner) for home in homes if hasattr(home, owner)}
     assert name in kept_by(cls), f"lightning {version('lightning')} has no {attribute}"
 
