@@ -71,7 +71,8 @@ def test_a_diverged_fit_says_so_and_keeps_the_last_checkpoint(
     constraint = "    constraints: {class_path: breaking.Breaks}\n"
     (place / "tiny.yaml").write_text(tiny_config[:start] + constraint + tiny_config[end:])
     with pytest.raises(SystemExit) as stop:
-        command.main(["fit", "--config", "tiny.yaml", "--trainer.max_epochs=4"])  # of 2 steps each
+        often = ["--trainer.callbacks+=LastCheckpoint", "--trainer.callbacks.every_n_seconds=0"]
+        command.main(["fit", "--config", "tiny.yaml", "--trainer.max_epochs=4", *often])  # of 2 steps each
     said = capfd.readouterr().err.splitlines()[-1]
     assert stop.value.code == 1
     assert said.startswith("error: diverged: the loss is nan at step 5 (not finite: ")
