@@ -119,8 +119,10 @@ def _write(denoiser: Denoiser, network: nn.Module, folder: Path) -> None:
         else:
             _write_pipeline(denoiser, denoiser.origin, network, folder)
         del config["network"]
-        if isinstance(denoiser.noise_schedule, DiffusersSchedule) and "_class_name" in config["noise_schedule"]:
-            del config["noise_schedule"]  # the scheduler's own file says it all
+        if isinstance(denoiser.noise_schedule, DiffusersSchedule):
+            scheduler = config.pop("noise_schedule")  # the scheduler's own file says it
+            if "_sampler_settings" in scheduler:  # but how ours samples, if no pipeline said so
+                config["sampler_settings"] = scheduler["_sampler_settings"]
     else:
         weights = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in network.state_dict().items()}
         save_file(weights, folder / WEIGHTS_NAME)

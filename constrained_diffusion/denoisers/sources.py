@@ -94,6 +94,8 @@ def _from_diffusers(
     scheduler = _json(path / "scheduler" / "scheduler_config.json") or _json(path / "scheduler_config.json")
     if scheduler and schedule is None and "noise_schedule" not in config:
         schedule = read_schedule_for(network, scheduler, sample_shape)
+        if "sampler_settings" in config:  # of an export of ours
+            schedule.sampler_settings = dict(config["sampler_settings"])
     found = parts(config, network, schedule, f"'{path}'")
     if found.codec is None and folder.autoencoder is not None:
         found = found._replace(codec=Autoencoder(network=read(folder.autoencoder, variant)))

@@ -70,7 +70,9 @@ def test_what_an_option_might_have_meant_is_read_from_the_class() -> None:
     assert summarize("Does not validate\n" + report.replace("xyz", "etta")).endswith("did you mean 'eta'?")
 
 
-FIELDS = ["steps", "eta", "spacing", "steps_offset", "set_alpha_to_one", "clip_sample", "renoise", "start"]
+FIELDS = [
+    *("steps", "eta", "spacing", "steps_offset", "set_alpha_to_one", "clip_sample", "renoise", "start", "clip_range"),
+]
 
 
 class Base:

@@ -70,8 +70,8 @@ def test_a_diverged_fit_says_so_and_keeps_the_last_checkpoint(
     start, end = tiny_config.index("    constraints:"), tiny_config.index("    sampler:")
     constraint = "    constraints: {class_path: breaking.Breaks}\n"
     (place / "tiny.yaml").write_text(tiny_config[:start] + constraint + tiny_config[end:])
+    often = ["--trainer.callbacks+=LastCheckpoint", "--trainer.callbacks.every_n_seconds=0"]
     with pytest.raises(SystemExit) as stop:
-        often = ["--trainer.callbacks+=LastCheckpoint", "--trainer.callbacks.every_n_seconds=0"]
         command.main(["fit", "--config", "tiny.yaml", "--trainer.max_epochs=4", *often])  # of 2 steps each
     said = capfd.readouterr().err.splitlines()[-1]
     assert stop.value.code == 1
