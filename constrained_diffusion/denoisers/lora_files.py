@@ -74,8 +74,8 @@ def load_lora(network: Any, source: str | Path) -> None:
     path = path / LORA_NAME if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(
-            f"there are no adapters '{path}': expected a file that a pipeline's save_lora_weights wrote, or the folder "
-            f"with it ({LORA_NAME}); mend `adapters`."
+            f"no file of adapters is at '{path}': expected a file that a pipeline's save_lora_weights wrote, or the "
+            f"folder with it ({LORA_NAME}); mend `adapters`."
         )
     tensors, _ = untrusted.read_tensors(path)
     if other := next((name for name in tensors if name.startswith(_OTHERS)), None):

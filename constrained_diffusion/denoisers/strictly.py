@@ -60,7 +60,7 @@ def check_variant(folder: Path, variant: str | None) -> None:
 
 
 def foreign(source: Path, detail: object) -> ValueError:
-    """Return the error that the weights in `source` are not what its config says, or lie among other objects."""
+    """Return the error that the weights in `source` are not what its config says, or are among other objects."""
     if isinstance(detail, untrusted.HoldsObjectsError):
         return ValueError(
             f"'{source}' holds {detail.found} besides its tensors, and is not read, because such objects can execute "

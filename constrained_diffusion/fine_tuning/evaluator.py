@@ -124,8 +124,6 @@ class Evaluator:
     @torch.no_grad()
     def sample(self, seeds: Sequence[int], weights: Weights = "ema", *how: Any, **settings: Any) -> Tensor:
         """Return one sample per seed, `(len(seeds), *shape)` in the data's units; see `encoded_sample`."""
-        if not seeds:
-            return torch.zeros(0, *self.networks.denoiser.data_shape, device=self.networks.device)
         return self.networks.denoiser.codec.decode(self.encoded_sample(seeds, weights, *how, **settings))
 
     @torch.no_grad()
@@ -142,6 +140,8 @@ class Evaluator:
         `guide` steers after the evaluator's own; `condition` has one row per seed.
         """
         denoiser, sampler = self.networks.denoiser, sampler or self.sampler
+        if not seeds:  # on a rank to which there are none left
+            return torch.zeros(0, *denoiser.sample_shape, device=self.networks.device)
         z = seeded_noise(seeds, denoiser.sample_shape, sampler, denoiser.noise_schedule)
         z = z.to(self.networks.device, torch.promote_types(self.networks.dtype, torch.float32))
         with self.networks.evaluating(weights) as network:

@@ -143,8 +143,6 @@ def draw(evaluator: Evaluator, trainer: Trainer | None, seeds: Sequence[int], *h
 
 def drawn(module: Any, batch: Seeds) -> Tensor:
     """Return what `module` draws for `batch`, `(B, *shape)` in the data's units; B = 0 on a rank without seeds."""
-    if not len(batch.seeds):
-        return torch.zeros(0, *module.denoiser.data_shape, device=module.device)
     samples: Tensor = module.sample(batch.seeds.tolist(), condition=batch.condition)
     return samples
 

@@ -213,7 +213,7 @@ def test_adapters_for_another_network(fitted: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds adapters of text_encoder.. for a UNet"):
         load_lora(make_network("sd"), tmp_path / "other.safetensors")
     with pytest.raises(
-        FileNotFoundError, match="there are no adapters '.*nowhere': expected a file .*; mend `adapters`"
+        FileNotFoundError, match="no file of adapters is at '.*nowhere': expected a file .*; mend `adapters`"
     ):
         load_lora(make_network("sd"), tmp_path / "nowhere")
     (tmp_path / LORA_NAME).write_bytes((tmp_path / LORA_NAME).read_bytes()[:-9])

@@ -271,7 +271,7 @@ def test_a_condition_with_too_few_rows_is_refused(told_denoiser: Any, told_data:
 
 
 class TenClasses(nn.Module):
-    """As UNets of diffusers keep what they are told; 10 stands for none."""
+    """Has the attribute in which UNets of diffusers hold their labels; 10 stands for none."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -40,15 +40,18 @@ def test_last_is_the_end_of_the_last_epoch(plain: Any, tiny_data: Any, fit: Any,
     assert steps() == {"last.ckpt": 12}
 
 
+class Ended(Callback):
+    """Ends a fit by an error after eight steps, two epochs."""
+
+    def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
+        if trainer.global_step == 8:
+            raise ZeroDivisionError
+
+
 @pytest.mark.parametrize(("seconds", "expected"), [(0, {"last.ckpt": 8}), (1e9, {})])
 def test_last_waits_until_the_time_is_up(
     seconds: float, expected: dict[str, int], plain: Any, tiny_data: Any, fit: Any, steps: Steps
 ) -> None:
-    class Ended(Callback):
-        def on_train_epoch_start(self, trainer: Any, *args: Any) -> None:
-            if trainer.current_epoch == 2:
-                raise ZeroDivisionError
-
     last = LastCheckpoint(every_n_seconds=seconds)
     with pytest.raises(ZeroDivisionError):
         fit(plain, tiny_data(), [last, Ended()], max_epochs=3, enable_checkpointing=True)
@@ -73,11 +76,6 @@ def test_last_counts_steps_where_asked(plain: Any, tiny_data: Any, fit: Any, ste
 
 
 def test_last_between_the_ends_where_asked(plain: Any, tiny_data: Any, fit: Any, steps: Steps) -> None:
-    class Ended(Callback):
-        def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
-            if trainer.global_step == 8:
-                raise ZeroDivisionError
-
     with pytest.raises(ZeroDivisionError):
         fit(plain, tiny_data(), [LastCheckpoint(3), Ended()], max_epochs=3, enable_checkpointing=True)
     assert steps() == {"last.ckpt": 6}
